@@ -1,0 +1,20 @@
+//! dalcore: a hand-written CUDA compute engine for deep active learning.
+//!
+//! Tensors ([`tensor`]), a minimal autograd ([`autograd`]), operations with CPU and CUDA code side by side
+//! ([`ops`]), networks ([`nn`]), training ([`train`]), selection algorithms on plain matrices ([`select`]), the
+//! methods of the study ([`methods`]), the resumable experiment ([`bench`]) and its report ([`report`]).
+
+#![deny(missing_docs)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::undocumented_unsafe_blocks)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod autograd;
+pub mod clock;
+pub mod device;
+pub mod error;
+pub mod nn;
+pub mod ops;
+pub mod rng;
+pub mod tensor;
+
+pub use error::{Error, Result};

@@ -1,0 +1,117 @@
+//! Operations. One family = one file here and one file in `kernels/`; each reads in this order: formulas,
+//! public functions with their backward rules, dispatch, plain CPU loops (the specification), fast CPU code where
+//! it counts, test cases, tests that are special to the family.
+//!
+//! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
+
+mod elementwise;
+
+pub use elementwise::*;
+
+use crate::Result;
+use crate::device::Device;
+use crate::rng::{Purpose, Rng, lane_of};
+use crate::tensor::{Dtype, Tensor};
+
+/// How one input of a case is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// Uniform in [lo, hi), differentiable.
+    Diff(&'static [usize], f32, f32),
+    /// Uniform in [lo, hi), not differentiable.
+    Fixed(&'static [usize], f32, f32),
+    /// Uniform in [-hi, -lo] ∪ [lo, hi], differentiable: keeps away from a kink at zero.
+    Kinked(&'static [usize], f32, f32),
+    /// Integers in [0, n), as u32.
+    Ids(&'static [usize], u32),
+}
+
+/// One case drives four suites: gradient check, golden values, device agreement, benchmark.
+pub struct Case {
+    /// `softmax/7x33`: also the fixture key and the benchmark id.
+    pub name: &'static str,
+    /// The inputs in order.
+    pub inputs: &'static [Arg],
+    /// The operation.
+    pub run: fn(&[Tensor]) -> Result<Tensor>,
+    /// Length of the longest sum behind one output or gradient element: the f32 tolerance is a small multiple of
+    /// this times the rounding unit.
+    pub sum: usize,
+    /// Floating-point operations of the forward pass.
+    pub flops: u64,
+    /// Compulsory traffic of the forward pass: each input read once, each output written once.
+    pub bytes: u64,
+}
+
+impl Case {
+    /// The inputs on `device` as `dtype` floats; the same numbers everywhere, from the case's name.
+    pub fn make(&self, device: &Device, dtype: Dtype) -> Result<Vec<Tensor>> {
+        self.inputs.iter().enumerate().map(|(i, a)| self.input(device, dtype, i, *a)).collect()
+    }
+
+    /// The random stream of input `i` (63 is the gradient of the output).
+    pub fn stream(&self, i: u32) -> Rng {
+        Rng::new(u64::from(lane_of(self.name))).at(Purpose::Select, 0, 0).lane(i)
+    }
+
+    fn input(&self, device: &Device, dtype: Dtype, i: usize, a: Arg) -> Result<Tensor> {
+        let r = self.stream(i as u32);
+        let (shape, values): (&[usize], Vec<f32>) = match a {
+            Arg::Ids(shape, n) => {
+                let len = shape.iter().product::<usize>() as u64;
+                let ids: Vec<u32> = (0..len).map(|e| ((u64::from(r.u32(e)) * u64::from(n)) >> 32) as u32).collect();
+                return Tensor::new(device, shape, &ids);
+            }
+            Arg::Diff(shape, lo, hi) | Arg::Fixed(shape, lo, hi) => {
+                let len = shape.iter().product::<usize>() as u64;
+                (shape, (0..len).map(|e| lo + (hi - lo) * r.uniform(e)).collect())
+            }
+            Arg::Kinked(shape, lo, hi) => {
+                let len = shape.iter().product::<usize>() as u64;
+                let one = |u: f32| if u < 0.5 { -lo - (hi - lo) * 2.0 * u } else { lo + (hi - lo) * (2.0 * u - 1.0) };
+                (shape, (0..len).map(|e| one(r.uniform(e))).collect())
+            }
+        };
+        let t = match dtype {
+            Dtype::F64 => Tensor::new(device, shape, &values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())?,
+            _ => Tensor::new(device, shape, &values)?,
+        };
+        Ok(if matches!(a, Arg::Fixed(..)) { t } else { t.tracked() })
+    }
+
+    /// A random gradient for the output: never a plain sum, which a wrong softmax would pass.
+    pub fn cotangent(&self, y: &Tensor) -> Result<Tensor> {
+        let r = self.stream(63);
+        let v: Vec<f32> = (0..y.len() as u64).map(|e| 2.0 * r.uniform(e) - 1.0).collect();
+        match y.dtype() {
+            Dtype::F64 => {
+                Tensor::new(y.device(), y.shape().clone(), &v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>())
+            }
+            _ => Tensor::new(y.device(), y.shape().clone(), &v),
+        }
+    }
+}
+
+/// The cases of every family.
+pub fn cases() -> Vec<&'static Case> {
+    let families: [&'static [Case]; 1] = [elementwise::CASES];
+    families.into_iter().flatten().collect()
+}
+
+/// A tensor of ones shaped like `y`, which must be a scalar: the start of a backward pass.
+pub(crate) fn ones_for(y: &Tensor, op: &'static str) -> Result<Tensor> {
+    if y.len() != 1 {
+        return Err(y.shape().refuse(op, "a scalar; give the gradient of anything larger with grad_from"));
+    }
+    let mut one = y.like()?;
+    match y.device() {
+        Device::Cpu if y.dtype() == Dtype::F64 => one.host_mut::<f64>(op)?.fill(1.0),
+        Device::Cpu => one.host_mut::<f32>(op)?.fill(1.0),
+        Device::Cuda(_) => elementwise::fill(&mut one, 1.0)?,
+    }
+    Ok(one)
+}
+
+pub(crate) fn sum_rows(_x: &Tensor) -> Result<Tensor> {
+    todo!()
+}
