@@ -55,6 +55,8 @@ static std::string where(const Place& place) {
     return text[0] ? text : "?";
 }
 
+uint64_t image_offset(uintptr_t pc) { return pc - image().low; }
+
 // ---- races ----
 
 static void report_race(const Place& place, const Alloc* a, size_t offset, bool write, const Access& other,
@@ -266,6 +268,7 @@ REPORT(divrem_overflow, "division by zero or overflow", Value, Value)
 namespace emu {
 void touch(const void*, int, Kind, const Place&, bool) {}
 void profile_block() {}
+uint64_t image_offset(uintptr_t pc) { return pc; }
 void checked_read(const void*, int, const char*, int) {}
 void checked_write(void*, int, const char*, int) {}
 void checked_atomic(void*, int, const char*, int) { stats.atomics++; }

@@ -135,6 +135,7 @@ extern Run run;
 // ---- checks.cpp ----
 enum class Kind { READ, WRITE, ATOMIC };
 void touch(const void* p, int bytes, Kind kind, const Place& place, bool aligned = true);
+uint64_t image_offset(uintptr_t pc);  // of a place in this library
 void profile_block();  // folds the accesses of the block that has just ended into stats.lines
 
 }  // namespace emu
