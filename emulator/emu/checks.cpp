@@ -173,6 +173,7 @@ void touch(const void* p, int bytes, Kind kind, const Place& place, bool aligned
     uintptr_t u = uintptr_t(p);
     if (!run.on || !cur) return;
     if (u - uintptr_t(run.stacks) < size_t(MAX_THREADS) * STACK_BYTES) return;  // local variables
+    if (u - uintptr_t(run.threads) < MAX_THREADS * sizeof(Thread)) return;           // threadIdx and its like
     bool write = kind != Kind::READ;
     const char* verb = kind == Kind::ATOMIC ? "atomic" : write ? "write" : "read";
     Alloc* a = lookup(p);
