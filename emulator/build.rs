@@ -70,10 +70,14 @@ fn main() {
         println!("cargo:rerun-if-changed={}", path.display());
     }
 
+    println!("cargo:rerun-if-env-changed=CXX");
+
     let target = |key: &str| env::var(key).unwrap_or_default();
     if target("CARGO_CFG_TARGET_OS") != "linux" || target("CARGO_CFG_TARGET_ARCH") != "x86_64" {
-        let none = "const FAST: Option<&str> = None;\nconst CHECKED: Option<&str> = None;\nconst KERNELS: &[&str] = &[];\n";
-        write(&out.join("built.rs"), none);
+        let library = "Option<&str> = None;";
+        let none =
+            format!("const FAST: {library}\nconst CHECKED: {library}\nconst KERNELS: &[&str] = &[];\n");
+        write(&out.join("built.rs"), &none);
         return;
     }
 
@@ -94,9 +98,8 @@ fn main() {
         }
     }
 
-    let headers = hash_files(
-        [&product, &root.join("emu")].into_iter().flat_map(|d| files(d, &["h", "cuh"])).collect(),
-    );
+    let headers =
+        hash_files([&product, &root.join("emu")].into_iter().flat_map(|d| files(d, &["h", "cuh"])).collect());
     let include = [format!("-I{}", root.join("emu").display()), format!("-I{}", product.display())];
     let mut jobs = Vec::new();
     for build in BUILDS {
@@ -133,10 +136,12 @@ fn main() {
 
 /// The program and the arguments that always go with it (`CXX="ccache g++"` has one).
 fn compiler() -> Vec<String> {
-    let tool = cc::Build::new().cpp(true).no_default_flags(true).warnings(false).try_get_compiler();
+    let mut build = cc::Build::new();
+    build.cpp(true).no_default_flags(true).warnings(false).extra_warnings(false).cargo_output(false);
+    let tool = build.try_get_compiler();
     let found = tool.map(|tool| {
         let command = tool.to_command();
-        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let words = [command.get_program()].into_iter().chain(command.get_args().filter(|a| *a != "-w"));
         words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>()
     });
     let found = found.unwrap_or_else(|_| vec!["c++".into()]);
@@ -184,9 +189,9 @@ fn hash_files(paths: Vec<PathBuf>) -> u64 {
     hasher.finish()
 }
 
-/// The translation unit that holds one kernel file and registers its entry points. The file goes into an unnamed
-/// namespace: two kernel files may both define `load_tile`, and outside of one the linker would silently keep only
-/// one of two templates or inline functions with the same name.
+/// The translation unit that holds one kernel file and registers its entry points. The file goes into an
+/// unnamed namespace: two kernel files may both define `load_tile`, and outside of one the linker would silently
+/// keep only one of two templates or inline functions with the same name.
 fn wrapper(source: &Path, is_product: bool) -> (String, Vec<String>) {
     let text = fs::read_to_string(source).unwrap_or_else(|e| stop(&format!("{}: {e}", source.display())));
     let entries = entry_points(&text);

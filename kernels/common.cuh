@@ -1,10 +1,11 @@
-// The vocabulary that every kernel file is written in. nvcc compiles it for the GPU; the host compiler compiles the
-// same files against emulator/emu/emu.h for the tests.
+// The vocabulary that every kernel file is written in. nvcc compiles it for the GPU; the host compiler
+// compiles the same files against emulator/emu/emu.h for the tests.
 //
 // Two spellings differ from plain CUDA, because the emulator must know every byte of shared memory:
 //     SHARED(float, tile, [32][33]);     a static array, aligned to 16 bytes
 //     DYN_SHARED(float, buffer);         a pointer to the launch's dynamic shared memory, aligned to 16 bytes
-// An entry point is KERNEL name(...) at the start of a line, KERNEL __launch_bounds__(256) name(...) included.
+// An entry point is KERNEL name(...) at the start of a line, KERNEL __launch_bounds__(256) name(...)
+// included.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -73,8 +74,9 @@ DEVICE Best warp_argmax(Best v) {
     return v;
 }
 
-// Over a one-dimensional block whose size is a multiple of 32; every thread gets the same result. All must call.
-// Each warp repeats the second stage for itself, which saves a broadcast. The last barrier lets the next call write.
+// Over a one-dimensional block whose size is a multiple of 32; every thread gets the same result. All must
+// call. Each warp repeats the second stage for itself, which saves a broadcast. The last barrier lets the
+// next call write.
 template <class T>
 DEVICE T block_sum(T v) {
     SHARED(T, part, [32]);
@@ -122,9 +124,13 @@ DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <class T>
 DEVICE T from_float(float x);
 template <>
-DEVICE float from_float<float>(float x) { return x; }
+DEVICE float from_float<float>(float x) {
+    return x;
+}
 template <>
-DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
 
 // ---- 16 bytes at once: 4 floats or 8 bf16. The address must be a multiple of 16 ----
 #ifdef __CUDACC__
@@ -137,7 +143,8 @@ inline void store16(void* p, uint4 v, EMU_AT) { emu::store16(p, v, file, line); 
 #endif
 
 DEVICE float4 as_float4(uint4 v) {
-    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
+                       __uint_as_float(v.w));
 }
 DEVICE uint4 as_uint4(float4 v) {
     return make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w));
@@ -161,7 +168,8 @@ DEVICE void unpack8(float (&out)[8], uint4 v) {
     }
 }
 DEVICE uint4 pack8(const float (&x)[8]) {
-    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+                      pack_bf16(x[6], x[7]));
 }
 
 // ---- tensor cores and asynchronous copies: inline PTX for nvcc, an emulation for the host compiler ----
@@ -179,14 +187,16 @@ DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_
 
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -227,12 +237,18 @@ DEVICE void cp_wait() {
 
 using emu::mma_bf16;
 using emu::mma_tf32;
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_AT) { emu::ldmatrix(r, row, false, file, line); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_AT) { emu::ldmatrix(r, row, true, file, line); }
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_AT) {
+    emu::ldmatrix(r, row, false, file, line);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_AT) {
+    emu::ldmatrix(r, row, true, file, line);
+}
 inline void cp_async16(void* dst, const void* src, bool valid, EMU_AT) {
     emu::cp_async(dst, src, 16, valid, file, line);
 }
-inline void cp_async4(void* dst, const void* src, bool valid, EMU_AT) { emu::cp_async(dst, src, 4, valid, file, line); }
+inline void cp_async4(void* dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst, src, 4, valid, file, line);
+}
 inline void cp_commit() { emu::cp_async_commit(); }
 template <int N>
 inline void cp_wait(EMU_AT) {

@@ -1,5 +1,5 @@
-// Philox4x32-10: random words as a pure function of a key and a counter. The CPU has the same function; there is no
-// generator state anywhere. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// Philox4x32-10: random words as a pure function of a key and a counter. The CPU has the same function; there
+// is no generator state anywhere. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include "common.cuh"
 
@@ -27,8 +27,8 @@ __host__ __device__ inline uint4 philox_block(
     return philox4x32_10(make_uint4(block, purpose_lane, a, b), make_uint2(key_lo, key_hi));
 }
 
-// One word of the stream. The counter has 32 bits for element / 4, so elements from 2^34 on would repeat those from 0
-// on; no tensor of ours is that large, and the Rust side refuses it.
+// One word of the stream. The counter has 32 bits for element / 4, so elements from 2^34 on would repeat those
+// from 0 on; no tensor of ours is that large, and the Rust side refuses it.
 __host__ __device__ inline uint32_t philox_word(
     uint32_t key_lo, uint32_t key_hi, uint32_t purpose_lane, uint32_t a, uint32_t b, uint64_t element
 ) {

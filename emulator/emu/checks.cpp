@@ -1,6 +1,6 @@
-// The checked build's eyes. Kernels are compiled with -fsanitize=thread and others, which calls a hook at every
-// access; the hooks here stand in for the sanitizers' run-time libraries. They find accesses out of bounds,
-// misaligned or uninitialised, data races, and count memory transactions and bank conflicts.
+// The checked build's eyes. Kernels are compiled with -fsanitize=thread and others, which calls a hook at
+// every access; the hooks here stand in for the sanitizers' run-time libraries. They find accesses out of
+// bounds, misaligned or uninitialised, data races, and count memory transactions and bank conflicts.
 #include "engine.h"
 
 #ifdef EMU_CHECK
@@ -61,9 +61,11 @@ uint64_t image_offset(uintptr_t pc) { return pc - image().low; }
 
 static void report_race(const Place& place, const Alloc* a, size_t offset, bool write, const Access& other,
                         bool other_write) {
-    fail("%s: data race on %s%s%s at offset %zu: %s here, %s by block %u thread %u (linear) with no barrier between",
-         where(place).c_str(), a->shared ? "shared '" : "global memory", a->name, a->shared ? "'" : "", offset,
-         write ? "write" : "read", other_write ? "write" : "read", other.block, other.thread);
+    fail(
+        "%s: data race on %s%s%s at offset %zu: %s here, %s by block %u thread %u (linear) with no barrier "
+        "between",
+        where(place).c_str(), a->shared ? "shared '" : "global memory", a->name, a->shared ? "'" : "", offset,
+        write ? "write" : "read", other_write ? "write" : "read", other.block, other.thread);
 }
 
 // Two accesses race when they touch the same byte of one launch and nothing orders them.
@@ -95,7 +97,8 @@ static void check_race(Alloc* a, size_t offset, int bytes, Kind kind, const Plac
             cell.write = me;
             continue;
         }
-        // Two readers are kept, so that a thread which reads and then writes does not hide another one's read.
+        // Two readers are kept, so that a thread which reads and then writes does not hide another one's
+        // read.
         const Access& r = cell.read;
         bool other = r.block != me.block || (r.thread != me.thread && r.epoch == me.epoch);
         if (r.launch == me.launch && other) cell.other_read = r;
@@ -135,8 +138,8 @@ static void count(const Alloc* a, size_t offset, const void* p, int bytes, bool 
     r.write = write;
 }
 
-// Shared memory: a request costs as many passes as the busiest bank has different words. Global memory: as many as it
-// touches sectors of 32 bytes.
+// Shared memory: a request costs as many passes as the busiest bank has different words. Global memory: as
+// many as it touches sectors of 32 bytes.
 void profile_block() {
     for (auto& [key, r] : requests) {
         Line& line = stats.lines[key >> 24];
@@ -173,32 +176,34 @@ void touch(const void* p, int bytes, Kind kind, const Place& place, bool aligned
     uintptr_t u = uintptr_t(p);
     if (!run.on || !cur) return;
     if (u - uintptr_t(run.stacks) < size_t(MAX_THREADS) * STACK_BYTES) return;  // local variables
-    if (u - uintptr_t(run.threads) < MAX_THREADS * sizeof(Thread)) return;           // threadIdx and its like
+    if (u - uintptr_t(run.threads) < MAX_THREADS * sizeof(Thread)) return;      // threadIdx and its like
     bool write = kind != Kind::READ;
     const char* verb = kind == Kind::ATOMIC ? "atomic" : write ? "write" : "read";
     Alloc* a = lookup(p);
     if (!a) {
         bool is_static = u >= image().low && u < image().high;
         if (is_static && !write) return;  // constants
-        if (is_static) fail("%s: %s to a static variable: kernels keep state in buffers", where(place).c_str(), verb);
-        fail("%s: illegal address: %s of %d bytes at %p, outside every allocation", where(place).c_str(), verb, bytes,
-             p);
+        if (is_static)
+            fail("%s: %s to a static variable: kernels keep state in buffers", where(place).c_str(), verb);
+        fail("%s: illegal address: %s of %d bytes at %p, outside every allocation", where(place).c_str(),
+             verb, bytes, p);
     }
     size_t offset = u - uintptr_t(a->base);
     const char* space = a->shared ? "shared" : "global";
     if (offset + bytes > a->bytes)
-        fail("%s: out of bounds: %s of %d bytes at offset %zu of %s memory '%s' (%zu bytes)", where(place).c_str(), verb,
-             bytes, offset, space, a->name, a->bytes);
+        fail("%s: out of bounds: %s of %d bytes at offset %zu of %s memory '%s' (%zu bytes)",
+             where(place).c_str(), verb, bytes, offset, space, a->name, a->bytes);
     if (aligned && u % bytes)
-        fail("%s: misaligned address: %s of %d bytes at offset %zu of %s memory '%s'", where(place).c_str(), verb, bytes,
-             offset, space, a->name);
+        fail("%s: misaligned address: %s of %d bytes at offset %zu of %s memory '%s'", where(place).c_str(),
+             verb, bytes, offset, space, a->name);
     stats.accesses++;
-    if (kind == Kind::WRITE) memset(a->written + offset, 1, bytes);
+    if (kind == Kind::WRITE)
+        memset(a->written + offset, 1, bytes);
     else if (options.init)
         for (int i = 0; i < bytes; i++)
             if (!a->written[offset + i])
-                fail("%s: uninitialised %s of %d bytes at offset %zu of %s memory '%s'", where(place).c_str(), verb, bytes,
-                     offset, space, a->name);
+                fail("%s: uninitialised %s of %d bytes at offset %zu of %s memory '%s'", where(place).c_str(),
+                     verb, bytes, offset, space, a->name);
     if (options.race) check_race(a, offset, bytes, kind, place);
     if (options.profile && kind != Kind::ATOMIC) count(a, offset, p, bytes, write, place);
 }
@@ -219,8 +224,8 @@ void checked_atomic(void* p, int bytes, const char* file, int line) {
 // ---- what the instrumentation calls ----
 
 #define HERE (emu::Place{nullptr, 0, uintptr_t(__builtin_return_address(0))})
-#define READ_AND_WRITE(kind, n)                                                                 \
-    void __tsan_##kind##read##n(void* p) { emu::touch(p, n, emu::Kind::READ, HERE); }           \
+#define READ_AND_WRITE(kind, n)                                                       \
+    void __tsan_##kind##read##n(void* p) { emu::touch(p, n, emu::Kind::READ, HERE); } \
     void __tsan_##kind##write##n(void* p) { emu::touch(p, n, emu::Kind::WRITE, HERE); }
 #define ALL_KINDS(n) READ_AND_WRITE(, n) READ_AND_WRITE(unaligned_, n) READ_AND_WRITE(volatile_, n)
 
@@ -243,14 +248,15 @@ void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-// -fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero: a report starts with its place.
+// -fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero: a report starts with its
+// place.
 struct UbPlace {
     const char* file;
     unsigned line, column;
 };
 typedef unsigned long Value;
-#define REPORT(name, what, ...)                                                                      \
-    void __ubsan_handle_##name(UbPlace* at, ##__VA_ARGS__) {                                         \
+#define REPORT(name, what, ...)                                                                        \
+    void __ubsan_handle_##name(UbPlace* at, ##__VA_ARGS__) {                                           \
         if (emu::cur) emu::fail("%s:%u:%u: %s", emu::base_name(at->file), at->line, at->column, what); \
     }
 REPORT(type_mismatch_v1, "misaligned address", Value)

@@ -1,5 +1,5 @@
-// The part of the CUDA driver API that cudarc and our launcher use, on top of engine.cpp. Built as a shared library
-// whose SONAME is libcuda.so, so that cudarc finds it in the real one's place.
+// The part of the CUDA driver API that cudarc and our launcher use, on top of engine.cpp. Built as a shared
+// library whose SONAME is libcuda.so, so that cudarc finds it in the real one's place.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -82,8 +82,8 @@ unsigned long long next_id = 1;
 thread_local void* current_context = nullptr;
 int the_context, the_pool;
 
-#define ENTER                                                      \
-    std::lock_guard<std::recursive_mutex> entered(big_lock);       \
+#define ENTER                                                \
+    std::lock_guard<std::recursive_mutex> entered(big_lock); \
     if (sticky) return sticky
 
 // Null, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD are one stream here.
@@ -225,8 +225,8 @@ typedef void (*EachLine)(void*, const char* file, int line, unsigned long long p
 API void emu_profile(EachLine each, void* to) {
     std::lock_guard<std::recursive_mutex> entered(big_lock);
     for (auto& [number, l] : emu::stats.lines)
-        each(to, l.place.file, l.place.line, l.place.file ? 0 : emu::image_offset(l.place.pc), l.shared, l.write, l.requests, l.cost,
-             l.ideal);
+        each(to, l.place.file, l.place.line, l.place.file ? 0 : emu::image_offset(l.place.pc), l.shared,
+             l.write, l.requests, l.cost, l.ideal);
     emu::stats.lines.clear();
 }
 API void emu_launched(void (*each)(void*, const char*), void* to) {
@@ -417,16 +417,20 @@ API Status cuDeviceGetMemPool(void** pool, int) {
 API Status cuDeviceSetMemPool(int, void*) { return SUCCESS; }
 API Status cuMemPoolSetAttribute(void*, int attribute, void* value) {
     ENTER;
-    if (attribute <= 3) pool_attributes[attribute] = *static_cast<int*>(value);
-    else pool_attributes[attribute] = *static_cast<unsigned long long*>(value);
+    if (attribute <= 3)
+        pool_attributes[attribute] = *static_cast<int*>(value);
+    else
+        pool_attributes[attribute] = *static_cast<unsigned long long*>(value);
     return SUCCESS;
 }
 API Status cuMemPoolGetAttribute(void*, int attribute, void* value) {
     ENTER;
     bool is_used = attribute >= 5 && attribute <= 8;  // reserved and used memory, now and at most
     unsigned long long v = is_used ? emu::memory_used() : pool_attributes[attribute];
-    if (attribute <= 3) *static_cast<int*>(value) = int(v);
-    else *static_cast<unsigned long long*>(value) = v;
+    if (attribute <= 3)
+        *static_cast<int*>(value) = int(v);
+    else
+        *static_cast<unsigned long long*>(value) = v;
     return SUCCESS;
 }
 API Status cuMemPoolTrimTo(void*, size_t) { return SUCCESS; }
@@ -530,7 +534,9 @@ API Status cuStreamCreate(void** stream, unsigned) {
     *stream = s;
     return SUCCESS;
 }
-API Status cuStreamCreateWithPriority(void** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+API Status cuStreamCreateWithPriority(void** stream, unsigned flags, int) {
+    return cuStreamCreate(stream, flags);
+}
 API Status cuStreamDestroy_v2(void* stream) {
     std::lock_guard<std::recursive_mutex> entered(big_lock);
     Stream* s = stream_of(stream);
@@ -589,7 +595,9 @@ API Status cuEventRecord(void* event, void* stream) {
         return Status(SUCCESS);
     });
 }
-API Status cuEventRecordWithFlags(void* event, void* stream, unsigned) { return cuEventRecord(event, stream); }
+API Status cuEventRecordWithFlags(void* event, void* stream, unsigned) {
+    return cuEventRecord(event, stream);
+}
 API Status cuEventQuery(void* event) {
     ENTER;
     Event* e = static_cast<Event*>(event);
@@ -661,8 +669,8 @@ API Status cuStreamIsCapturing(void* stream, int* status) {
     *status = !c ? 0 : c->invalid ? 2 : 1;
     return SUCCESS;
 }
-API Status cuStreamGetCaptureInfo_v2(void* stream, int* status, unsigned long long* id, void** graph, void** nodes,
-                                     size_t* n) {
+API Status cuStreamGetCaptureInfo_v2(void* stream, int* status, unsigned long long* id, void** graph,
+                                     void** nodes, size_t* n) {
     ENTER;
     const auto& c = stream_of(stream)->capture;
     *status = !c ? 0 : c->invalid ? 2 : 1;
@@ -672,8 +680,8 @@ API Status cuStreamGetCaptureInfo_v2(void* stream, int* status, unsigned long lo
     if (n) *n = 0;
     return SUCCESS;
 }
-API Status cuStreamGetCaptureInfo_v3(void* stream, int* status, unsigned long long* id, void** graph, void** nodes,
-                                     void** edges, size_t* n) {
+API Status cuStreamGetCaptureInfo_v3(void* stream, int* status, unsigned long long* id, void** graph,
+                                     void** nodes, void** edges, size_t* n) {
     if (edges) *edges = nullptr;
     return cuStreamGetCaptureInfo_v2(stream, status, id, graph, nodes, n);
 }
@@ -746,12 +754,18 @@ API Status cuFuncGetAttribute(int* value, int attribute, void* function) {
     ENTER;
     Function* f = static_cast<Function*>(function);
     auto it = f->attributes.find(attribute);
-    if (it != f->attributes.end()) *value = it->second;
-    else if (attribute == 0) *value = f->kernel->max_threads;
-    else if (attribute == 4) *value = 32;  // registers
-    else if (attribute == 8) *value = emu::MAX_STATIC_SHARED;
-    else if (attribute == 5 || attribute == 6) *value = 90;  // PTX and binary version
-    else *value = 0;
+    if (it != f->attributes.end())
+        *value = it->second;
+    else if (attribute == 0)
+        *value = f->kernel->max_threads;
+    else if (attribute == 4)
+        *value = 32;  // registers
+    else if (attribute == 8)
+        *value = emu::MAX_STATIC_SHARED;
+    else if (attribute == 5 || attribute == 6)
+        *value = 90;  // PTX and binary version
+    else
+        *value = 0;
     return SUCCESS;
 }
 API Status cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* size) {
@@ -763,8 +777,8 @@ API Status cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* 
     return SUCCESS;
 }
 // Limited by threads and shared memory only: nobody knows the registers before ptxas.
-API Status cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void* function, int block, size_t dynamic,
-                                                                unsigned) {
+API Status cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void* function, int block,
+                                                                size_t dynamic, unsigned) {
     ENTER;
     if (block <= 0) return INVALID_VALUE;
     if (block > static_cast<Function*>(function)->kernel->max_threads) {
@@ -775,7 +789,8 @@ API Status cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, voi
     *blocks = int(std::min<size_t>({32, size_t(2048 / block), by_shared}));
     return SUCCESS;
 }
-API Status cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int block, size_t dynamic) {
+API Status cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int block,
+                                                       size_t dynamic) {
     return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, block, dynamic, 0);
 }
 API Status cuOccupancyAvailableDynamicSMemPerBlock(size_t* dynamic, void* function, int blocks, int) {
@@ -784,20 +799,22 @@ API Status cuOccupancyAvailableDynamicSMemPerBlock(size_t* dynamic, void* functi
     *dynamic = std::min(233472 / blocks - 1024, shared_limit(static_cast<Function*>(function)));
     return SUCCESS;
 }
-API Status cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid, int* block, void* function, size_t (*)(int), size_t,
-                                                     int limit, unsigned) {
+API Status cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid, int* block, void* function,
+                                                     size_t (*)(int), size_t, int limit, unsigned) {
     ENTER;
     int most = static_cast<Function*>(function)->kernel->max_threads;
     *block = limit > 0 ? std::min(limit, most) : most;
     *min_grid = 4 * (2048 / *block);
     return SUCCESS;
 }
-API Status cuOccupancyMaxPotentialBlockSize(int* min_grid, int* block, void* function, size_t (*dynamic_of)(int),
-                                            size_t dynamic, int limit) {
-    return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid, block, function, dynamic_of, dynamic, limit, 0);
+API Status cuOccupancyMaxPotentialBlockSize(int* min_grid, int* block, void* function,
+                                            size_t (*dynamic_of)(int), size_t dynamic, int limit) {
+    return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid, block, function, dynamic_of, dynamic, limit,
+                                                     0);
 }
 
-static Status launch_now(const emu::Kernel* k, dim3 grid, dim3 block, unsigned dynamic, const std::string& packed) {
+static Status launch_now(const emu::Kernel* k, dim3 grid, dim3 block, unsigned dynamic,
+                         const std::string& packed) {
     alignas(64) unsigned char values[4096];
     void* args[256];
     memcpy(values, packed.data(), packed.size());
@@ -809,8 +826,8 @@ static Status launch_now(const emu::Kernel* k, dim3 grid, dim3 block, unsigned d
     sticky = address ? ILLEGAL_ADDRESS : LAUNCH_FAILED;
     return sticky;
 }
-API Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned dynamic, void* stream, void** args, void**) {
+API Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                          unsigned bz, unsigned dynamic, void* stream, void** args, void**) {
     ENTER;
     Function* f = static_cast<Function*>(function);
     const emu::Kernel* k = f->kernel;
@@ -825,7 +842,7 @@ API Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
     for (int i = 0; i < k->n_params; i++) memcpy(&packed[k->params[i].offset], args[i], k->params[i].size);
     return submit(stream, [=] { return launch_now(k, dim3(gx, gy, gz), dim3(bx, by, bz), dynamic, packed); });
 }
-API Status cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
-                                     void**) {
+API Status cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                     unsigned, void*, void**) {
     return NOT_SUPPORTED;
 }

@@ -1,6 +1,6 @@
-// The CUDA C++ that our kernels use, as ordinary C++ for the host compiler. kernels/common.cuh includes this file
-// when the compiler is not nvcc. One CUDA thread is one fiber: it runs until it meets a barrier or a warp-wide
-// instruction, then another one runs (engine.cpp).
+// The CUDA C++ that our kernels use, as ordinary C++ for the host compiler. kernels/common.cuh includes this
+// file when the compiler is not nvcc. One CUDA thread is one fiber: it runs until it meets a barrier or a
+// warp-wide instruction, then another one runs (engine.cpp).
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -25,20 +25,20 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-#define EMU_VECTOR2(N, T, A)                              \
-    struct alignas(A) N {                                 \
-        T x, y;                                           \
-    };                                                    \
+#define EMU_VECTOR2(N, T, A) \
+    struct alignas(A) N {    \
+        T x, y;              \
+    };                       \
     inline N make_##N(T x, T y) { return N{x, y}; }
-#define EMU_VECTOR3(N, T)                                 \
-    struct N {                                            \
-        T x, y, z;                                        \
-    };                                                    \
+#define EMU_VECTOR3(N, T) \
+    struct N {            \
+        T x, y, z;        \
+    };                    \
     inline N make_##N(T x, T y, T z) { return N{x, y, z}; }
-#define EMU_VECTOR4(N, T, A)                              \
-    struct alignas(A) N {                                 \
-        T x, y, z, w;                                     \
-    };                                                    \
+#define EMU_VECTOR4(N, T, A) \
+    struct alignas(A) N {    \
+        T x, y, z, w;        \
+    };                       \
     inline N make_##N(T x, T y, T z, T w) { return N{x, y, z, w}; }
 
 EMU_VECTOR2(char2, signed char, 2)
@@ -104,8 +104,8 @@ enum class Fence { NO, YES };
 void block_barrier(const char* file, int line);
 int block_vote(int predicate, Vote vote, const char* file, int line);
 // Deposits `n` bytes (64 at most), waits for every lane of `mask`, returns the 32 deposits, 64 bytes apart.
-const unsigned char* warp_exchange(unsigned mask, const void* in, size_t n, Op op, Fence fence, const char* file,
-                                   int line);
+const unsigned char* warp_exchange(unsigned mask, const void* in, size_t n, Op op, Fence fence,
+                                   const char* file, int line);
 void* shared_slot(const void* key, const char* name, size_t bytes);
 void* dynamic_shared();
 void cp_async(void* dst, const void* src, int bytes, bool valid, const char* file, int line);
@@ -136,7 +136,8 @@ struct Kernel {
     int max_threads;
     bool launched;
     Kernel* next;
-    Kernel(const char* name, void (*invoke)(void**), const Param* params, int n_params, bool product, int max_threads);
+    Kernel(const char* name, void (*invoke)(void**), const Param* params, int n_params, bool product,
+           int max_threads);
 };
 
 template <auto F>
@@ -167,8 +168,8 @@ struct Entry<F> {
 
 }  // namespace emu
 
-#define EMU_REGISTER(name, product, max_threads)                                                                \
-    static emu::Kernel emu_kernel_##name(#name, &emu::Entry<&name>::call, emu::Entry<&name>::params(),           \
+#define EMU_REGISTER(name, product, max_threads)                                                       \
+    static emu::Kernel emu_kernel_##name(#name, &emu::Entry<&name>::call, emu::Entry<&name>::params(), \
                                          emu::Entry<&name>::count, product, max_threads);
 
 #define threadIdx (emu::head().tid)
@@ -180,13 +181,13 @@ struct Entry<F> {
 // The place of a call reaches the callee as default arguments, so that calls stay plain CUDA.
 #define EMU_AT const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// Shared memory is declared through macros so that every block gets fresh, poisoned storage of the exact size.
-// The address of emu_key_name tells functions and instantiations of templates apart.
-#define SHARED(T, name, dims)                   \
-    using emu_type_##name = T dims;             \
-    static char emu_key_##name;                 \
-    emu_type_##name& name = *static_cast<emu_type_##name*>( \
-        emu::shared_slot(&emu_key_##name, #name, sizeof(emu_type_##name)))
+// Shared memory is declared through macros so that every block gets fresh, poisoned storage of the exact
+// size. The address of emu_key_name tells functions and instantiations of templates apart.
+#define SHARED(T, name, dims)       \
+    using emu_type_##name = T dims; \
+    static char emu_key_##name;     \
+    emu_type_##name& name =         \
+        *static_cast<emu_type_##name*>(emu::shared_slot(&emu_key_##name, #name, sizeof(emu_type_##name)))
 #define DYN_SHARED(T, name) T* const name = static_cast<T*>(emu::dynamic_shared())
 
 #include "emu_math.h"

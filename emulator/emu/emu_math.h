@@ -55,7 +55,8 @@ inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned shift) {
     return unsigned((uint64_t(hi) << 32 | lo) >> (shift & 31));
 }
 
-// ---- floating point. The fast intrinsics are exact here: a test against a GPU needs its own tolerance for them ----
+// ---- floating point. The fast intrinsics are exact here: a test against a GPU needs its own tolerance for
+// them ----
 inline float __expf(float x) { return expf(x); }
 inline float __exp10f(float x) { return exp10f(x); }
 inline float __logf(float x) { return logf(x); }

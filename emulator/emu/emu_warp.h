@@ -28,8 +28,8 @@ EMU_NOSAN inline T shuffle(unsigned mask, T value, Op op, int arg, int width, co
     if (op == Op::SHFL_DOWN && place + arg < width) from = lane + arg;
     if (op == Op::SHFL_XOR && (place ^ arg) < width) from = first + (place ^ arg);
     if (!(mask >> from & 1) || unsigned(from) >= head().lanes)
-        fail("%s:%d: shuffle reads lane %d, which is not there (mask %08x, %u lanes)", base_name(file), line, from, mask,
-             head().lanes);
+        fail("%s:%d: shuffle reads lane %d, which is not there (mask %08x, %u lanes)", base_name(file), line,
+             from, mask, head().lanes);
     return pick<T>(slots, from);
 }
 
@@ -70,18 +70,22 @@ EMU_NOSAN inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_AT) {
     unsigned mine = predicate ? 1u << emu::head().lane : 0;
     return emu::fold(mask, mine, emu::Op::VOTE, file, line, [](unsigned a, unsigned b) { return a | b; });
 }
-inline int __any_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, predicate, file, line) != 0; }
-inline int __all_sync(unsigned mask, int predicate, EMU_AT) { return __ballot_sync(mask, !predicate, file, line) == 0; }
+inline int __any_sync(unsigned mask, int predicate, EMU_AT) {
+    return __ballot_sync(mask, predicate, file, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, EMU_AT) {
+    return __ballot_sync(mask, !predicate, file, line) == 0;
+}
 
 // Integers only, as in CUDA; unsigned sums wrap.
-#define EMU_REDUCE(name, T, expression)                                                                  \
-    EMU_NOSAN inline T name(unsigned mask, T v, EMU_AT) {                                                \
+#define EMU_REDUCE(name, T, expression)                                                                   \
+    EMU_NOSAN inline T name(unsigned mask, T v, EMU_AT) {                                                 \
         return emu::fold(mask, v, emu::Op::REDUCE, file, line, [](T a, T b) -> T { return expression; }); \
     }
 EMU_REDUCE(__reduce_add_sync, unsigned, a + b)
 EMU_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
 EMU_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
-EMU_REDUCE(__reduce_and_sync, unsigned, a & b)
+EMU_REDUCE(__reduce_and_sync, unsigned, a& b)
 EMU_REDUCE(__reduce_or_sync, unsigned, a | b)
 EMU_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 EMU_REDUCE(__reduce_add_sync, int, int(unsigned(a) + unsigned(b)))
@@ -91,15 +95,25 @@ EMU_REDUCE(__reduce_max_sync, int, a > b ? a : b)
 
 // ---- memory ----
 template <class T>
-inline T __ldg(const T* p) { return *p; }
+inline T __ldg(const T* p) {
+    return *p;
+}
 template <class T>
-inline T __ldcs(const T* p) { return *p; }
+inline T __ldcs(const T* p) {
+    return *p;
+}
 template <class T>
-inline T __ldcg(const T* p) { return *p; }
+inline T __ldcg(const T* p) {
+    return *p;
+}
 template <class T>
-inline void __stcs(T* p, T v) { *p = v; }
+inline void __stcs(T* p, T v) {
+    *p = v;
+}
 template <class T>
-inline void __stcg(T* p, T v) { *p = v; }
+inline void __stcg(T* p, T v) {
+    *p = v;
+}
 
 namespace emu {
 
@@ -112,24 +126,26 @@ EMU_NOSAN inline T update(T* p, const char* file, int line, F f) {
 }
 // The types CUDA has these for. uint64_t is `unsigned long` on Linux and nvcc refuses it: so do we.
 template <class T>
-constexpr bool atomic_integer =
-    std::is_same<T, int>::value || std::is_same<T, unsigned>::value || std::is_same<T, unsigned long long>::value;
+constexpr bool atomic_integer = std::is_same<T, int>::value || std::is_same<T, unsigned>::value ||
+                                std::is_same<T, unsigned long long>::value;
 template <class T>
 constexpr bool atomic_float = std::is_same<T, float>::value || std::is_same<T, double>::value;
 
 }  // namespace emu
 
-#define EMU_ATOMIC(name, allowed, expression)                                        \
-    template <class T>                                                               \
-    EMU_NOSAN inline T name(T* p, std::common_type_t<T> v, EMU_AT) {                 \
-        static_assert(allowed, "CUDA has no " #name " for this type");               \
+#define EMU_ATOMIC(name, allowed, expression)                                                \
+    template <class T>                                                                       \
+    EMU_NOSAN inline T name(T* p, std::common_type_t<T> v, EMU_AT) {                         \
+        static_assert(allowed, "CUDA has no " #name " for this type");                       \
         return emu::update(p, file, line, [v](T old) EMU_NOSAN -> T { return expression; }); \
     }
 namespace emu {
 template <class T>
 EMU_NOSAN inline T wrapping_add(T a, T b) {
-    if constexpr (std::is_integral<T>::value) return T(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b));
-    else return a + b;
+    if constexpr (std::is_integral<T>::value)
+        return T(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b));
+    else
+        return a + b;
 }
 }  // namespace emu
 EMU_ATOMIC(atomicAdd, emu::atomic_integer<T> || emu::atomic_float<T>, emu::wrapping_add(old, v))
@@ -137,7 +153,7 @@ EMU_ATOMIC(atomicSub, emu::atomic_integer<T>, T(old - v))
 EMU_ATOMIC(atomicMax, emu::atomic_integer<T>, (old > v ? old : v))
 EMU_ATOMIC(atomicMin, emu::atomic_integer<T>, (old < v ? old : v))
 EMU_ATOMIC(atomicOr, emu::atomic_integer<T>, T(old | v))
-EMU_ATOMIC(atomicAnd, emu::atomic_integer<T>, T(old & v))
+EMU_ATOMIC(atomicAnd, emu::atomic_integer<T>, T(old& v))
 EMU_ATOMIC(atomicXor, emu::atomic_integer<T>, T(old ^ v))
 EMU_ATOMIC(atomicExch, (emu::atomic_integer<T> || std::is_same<T, float>::value), v)
 #undef EMU_ATOMIC
@@ -161,8 +177,8 @@ EMU_NOSAN inline void store16(void* p, uint4 v, const char* file, int line) {
     memcpy(p, &v, 16);
 }
 
-// ---- tensor cores: every lane deposits its registers, then computes its own part of D. With g = lane / 4 and
-// t = lane % 4, a lane holds D rows g and g + 8, columns 2t and 2t + 1 ----
+// ---- tensor cores: every lane deposits its registers, then computes its own part of D. With g = lane / 4
+// and t = lane % 4, a lane holds D rows g and g + 8, columns 2t and 2t + 1 ----
 struct Fragments {
     uint32_t a[4], b[2];
 };
@@ -174,7 +190,9 @@ EMU_NOSAN inline uint32_t fragment(const unsigned char* slots, int lane, int reg
 EMU_NOSAN inline float bf16_of(uint32_t pair, int which) {
     return bits<float>(which ? pair & 0xffff0000u : pair << 16);
 }
-EMU_NOSAN inline float tf32_of(uint32_t v) { return bits<float>(v & 0xffffe000u); }  // the low 13 bits are ignored
+EMU_NOSAN inline float tf32_of(uint32_t v) {
+    return bits<float>(v & 0xffffe000u);
+}  // the low 13 bits are ignored
 
 // D(16,8) += A(16,16) B(16,8). A[row][k] is in lane g*4 + k%8/2, register row/8 + 2*(k/8); B[k][n] in lane
 // n*4 + k%8/2, register k/8; the lower half of a register has the even k.
@@ -196,8 +214,8 @@ EMU_NOSAN inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint
     }
 }
 
-// D(16,8) += A(16,8) B(8,8). A[row][k] is in lane g*4 + k%4, register row/8 + 2*(k/4); B[k][n] in lane n*4 + k%4,
-// register k/4.
+// D(16,8) += A(16,8) B(8,8). A[row][k] is in lane g*4 + k%4, register row/8 + 2*(k/4); B[k][n] in lane n*4 +
+// k%4, register k/4.
 EMU_NOSAN inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_AT) {
     Fragments mine;
     memcpy(mine.a, a, sizeof a);
@@ -218,7 +236,8 @@ EMU_NOSAN inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint
 
 // Four 8x8 matrices of 16-bit values. Lane l gives the address of row l%8 of matrix l/8. It receives, of each
 // matrix, row l/4, columns 2*(l%4) and the next; transposed: rows 2*(l%4) and the next, column l/4.
-EMU_NOSAN inline void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const char* file, int line) {
+EMU_NOSAN inline void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, const char* file,
+                               int line) {
     checked_read(row, 16, file, line);
     const unsigned char* slots = warp_exchange(~0u, &row, sizeof row, Op::LDMATRIX, Fence::NO, file, line);
     unsigned lane = head().lane;

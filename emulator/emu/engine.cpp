@@ -1,5 +1,6 @@
-// Runs the registered kernels: one fiber per CUDA thread, one block at a time. A fiber is left only at a rendezvous
-// (a barrier or a warp-wide instruction), so that every schedule is one the hardware could have chosen.
+// Runs the registered kernels: one fiber per CUDA thread, one block at a time. A fiber is left only at a
+// rendezvous (a barrier or a warp-wide instruction), so that every schedule is one the hardware could have
+// chosen.
 #include "engine.h"
 
 #include <signal.h>
@@ -10,8 +11,8 @@
 
 #include <map>
 
-// emu_switch(&save, to): keeps the callee-saved registers on the stack, saves the stack pointer, goes on at `to`.
-// emu_resume is its second half: a signal handler jumps there to leave a fiber that can not go on.
+// emu_switch(&save, to): keeps the callee-saved registers on the stack, saves the stack pointer, goes on at
+// `to`. emu_resume is its second half: a signal handler jumps there to leave a fiber that can not go on.
 asm(R"(
 .text
 .globl emu_switch
@@ -49,8 +50,14 @@ Stats stats;
 
 Kernel::Kernel(const char* name, void (*invoke)(void**), const Param* params, int n_params, bool product,
                int max_threads)
-    : name(name), invoke(invoke), params(params), n_params(n_params), product(product), max_threads(max_threads),
-      launched(false), next(kernels) {
+    : name(name),
+      invoke(invoke),
+      params(params),
+      n_params(n_params),
+      product(product),
+      max_threads(max_threads),
+      launched(false),
+      next(kernels) {
     kernels = this;
 }
 
@@ -133,7 +140,8 @@ void mark_written(const void* p, size_t bytes) {
 
 size_t memory_used() { return used; }
 
-// A changed guard byte is a write outside of an allocation. The guard is repaired, so that it is reported once.
+// A changed guard byte is a write outside of an allocation. The guard is repaired, so that it is reported
+// once.
 static bool guards_intact() {
     static const std::vector<unsigned char> clean(GUARD_BYTES, GUARD_VALUE);
     for (auto& entry : heap) {
@@ -146,7 +154,8 @@ static bool guards_intact() {
             if (run.failed) continue;
             run.failed = true;
             snprintf(run.message, sizeof run.message,
-                     "%s: out of bounds: a guard byte at offset %td of a %s allocation of %zu bytes was overwritten",
+                     "%s: out of bounds: a guard byte at offset %td of a %s allocation of %zu bytes was "
+                     "overwritten",
                      run.kernel->name, guard + i - a->base, a->shared ? "shared" : "global", a->bytes);
         }
     }
@@ -166,16 +175,16 @@ void fail(const char* format, ...) {
         abort();
     }
     const Head& h = cur->h;
-    snprintf(run.message, sizeof run.message, "%s: block (%u,%u,%u) thread (%u,%u,%u): %s", run.kernel->name, h.bid.x,
-             h.bid.y, h.bid.z, h.tid.x, h.tid.y, h.tid.z, text);
+    snprintf(run.message, sizeof run.message, "%s: block (%u,%u,%u) thread (%u,%u,%u): %s", run.kernel->name,
+             h.bid.x, h.bid.y, h.bid.z, h.tid.x, h.tid.y, h.tid.z, text);
     run.failed = true;
     void* abandoned;
     emu_switch(&abandoned, run.main_sp);
     __builtin_unreachable();
 }
 
-// A fault inside a kernel (fast build: a wild pointer, a division by zero) ends the launch, not the process. The
-// handler lets the interrupted thread go on in launch(), as emu_switch would.
+// A fault inside a kernel (fast build: a wild pointer, a division by zero) ends the launch, not the process.
+// The handler lets the interrupted thread go on in launch(), as emu_switch would.
 static struct sigaction old_actions[32];
 static void on_fault(int signal, siginfo_t* info, void* context) {
     if (!run.on || !cur || !pthread_equal(run.owner, pthread_self())) {
@@ -188,8 +197,8 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
     const char* what = signal == SIGFPE ? "integer division by zero or overflow"
                        : overflow       ? "stack overflow, its local arrays are too large: illegal address"
                                         : "illegal address";
-    snprintf(run.message, sizeof run.message, "%s: block (%u,%u,%u) thread (%u,%u,%u): %s %p", run.kernel->name, h.bid.x,
-             h.bid.y, h.bid.z, h.tid.x, h.tid.y, h.tid.z, what, info->si_addr);
+    snprintf(run.message, sizeof run.message, "%s: block (%u,%u,%u) thread (%u,%u,%u): %s %p",
+             run.kernel->name, h.bid.x, h.bid.y, h.bid.z, h.tid.x, h.tid.y, h.tid.z, what, info->si_addr);
     run.failed = true;
     auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
     registers[REG_RSP] = reinterpret_cast<greg_t>(run.main_sp);
@@ -197,7 +206,7 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
 }
 static const int FAULTS[] = {SIGSEGV, SIGBUS, SIGFPE};
 static void catch_faults() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int signal : FAULTS) sigaction(signal, &action, &old_actions[signal]);
@@ -229,8 +238,10 @@ static Choice choose() {
     bool ready = !run.ready.empty();
     bool fresh = run.cursor < run.order.size();
     if (ready && fresh && options.shuffle) {
-        if (next_random() & 1) ready = false;
-        else fresh = false;
+        if (next_random() & 1)
+            ready = false;
+        else
+            fresh = false;
     }
     if (ready) {
         size_t i = options.shuffle ? next_random() % run.ready.size() : run.ready.size() - 1;
@@ -340,13 +351,15 @@ int block_vote(int predicate, Vote vote, const char* file, int line) {
     return vote == Vote::ANY ? count != 0 : count;
 }
 
-const unsigned char* warp_exchange(unsigned mask, const void* in, size_t n, Op op, Fence fence, const char* file,
-                                   int line) {
+const unsigned char* warp_exchange(unsigned mask, const void* in, size_t n, Op op, Fence fence,
+                                   const char* file, int line) {
     Thread* me = cur;
     Warp& warp = run.warps[me->h.warp];
     unsigned lane = me->h.lane;
-    if (!(mask >> lane & 1)) fail("%s:%d: lane %u is not in its own mask %08x", base_name(file), line, lane, mask);
-    // A partial last warp: lanes that never existed are not waited for. Reading one of them is reported elsewhere.
+    if (!(mask >> lane & 1))
+        fail("%s:%d: lane %u is not in its own mask %08x", base_name(file), line, lane, mask);
+    // A partial last warp: lanes that never existed are not waited for. Reading one of them is reported
+    // elsewhere.
     if (me->h.lanes < 32) mask &= (1u << me->h.lanes) - 1;
 
     size_t i = 0;
@@ -399,8 +412,8 @@ void* shared_slot(const void* key, const char* name, size_t bytes) {
 
 void* dynamic_shared() { return run.dynamic ? run.dynamic->base : nullptr; }
 
-// A copy may land at any time between its issue and the wait. So the destination is spoilt at the issue, races are
-// looked for at both ends, and the data arrives at the wait.
+// A copy may land at any time between its issue and the wait. So the destination is spoilt at the issue,
+// races are looked for at both ends, and the data arrives at the wait.
 void cp_async(void* dst, const void* src, int bytes, bool valid, const char* file, int line) {
     if (uintptr_t(dst) % bytes || (valid && uintptr_t(src) % bytes))
         fail("%s:%d: misaligned address: cp.async of %d bytes", base_name(file), line, bytes);
@@ -425,8 +438,10 @@ void cp_async_wait(int groups_kept, const char* file, int line) {
             continue;
         }
         touch(c.dst, c.bytes, Kind::WRITE, Place{file, line, 0});
-        if (c.valid) memcpy(c.dst, c.src, c.bytes);
-        else memset(c.dst, 0, c.bytes);
+        if (c.valid)
+            memcpy(c.dst, c.src, c.bytes);
+        else
+            memset(c.dst, 0, c.bytes);
     }
     copies.resize(kept);
 }

@@ -64,7 +64,8 @@ extern Stats stats;
 // ---- launches ----
 extern Kernel* kernels;
 const Kernel* find_kernel(const char* name);
-const char* launch(const Kernel* k, dim3 grid, dim3 block, unsigned dynamic, void** args);  // null, or what is wrong
+const char* launch(const Kernel* k, dim3 grid, dim3 block, unsigned dynamic,
+                   void** args);  // null, or what is wrong
 
 enum class State : uint8_t { UNSTARTED, READY, BLOCKED, DONE };
 struct Copy {  // a cp.async on its way
@@ -136,6 +137,6 @@ extern Run run;
 enum class Kind { READ, WRITE, ATOMIC };
 void touch(const void* p, int bytes, Kind kind, const Place& place, bool aligned = true);
 uint64_t image_offset(uintptr_t pc);  // of a place in this library
-void profile_block();  // folds the accesses of the block that has just ended into stats.lines
+void profile_block();                 // folds the accesses of the block that has just ended into stats.lines
 
 }  // namespace emu

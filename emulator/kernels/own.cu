@@ -53,7 +53,8 @@ KERNEL own_double_bf16(__nv_bfloat16* y, const __nv_bfloat16* x, int n) {
 KERNEL own_philox(uint32_t* block, uint32_t* words, const uint32_t* counter, const uint32_t* key, int n) {
     int i = threadIdx.x;
     if (i == 0) {
-        uint4 v = philox4x32_10(make_uint4(counter[0], counter[1], counter[2], counter[3]), make_uint2(key[0], key[1]));
+        uint4 v = philox4x32_10(make_uint4(counter[0], counter[1], counter[2], counter[3]),
+                                make_uint2(key[0], key[1]));
         block[0] = v.x;
         block[1] = v.y;
         block[2] = v.z;
@@ -76,9 +77,11 @@ KERNEL own_intrinsics(unsigned* out, float* real) {
         out[129] = __byte_perm(0x33221100u, 0x77665544u, 0x7531u);
         out[130] = (unsigned)__umul64hi(1ull << 63, 6);
         out[131] = __clz(1) + __popc(255u) * 100 + __ffs(8) * 10000;
-        out[132] = __float2int_rz(-3.9f) == -3 && __float2int_rn(2.5f) == 2 && __float2int_rz(3e9f) == 2147483647;
+        out[132] =
+            __float2int_rz(-3.9f) == -3 && __float2int_rn(2.5f) == 2 && __float2int_rz(3e9f) == 2147483647;
         real[0] = weights[0] + weights[1] + weights[2];
-        real[1] = fmaf(1.0f + 0x1p-12f, 1.0f + 0x1p-12f, -1.0f);  // keeps the 2^-24 that a rounded product loses
+        real[1] =
+            fmaf(1.0f + 0x1p-12f, 1.0f + 0x1p-12f, -1.0f);  // keeps the 2^-24 that a rounded product loses
         float p = (1.0f + 0x1p-12f) * (1.0f + 0x1p-12f);
         real[2] = p - 1.0f;
         real[3] = rsqrtf(4.0f) + log1pf(0.0f) + __expf(0.0f);

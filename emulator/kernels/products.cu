@@ -2,8 +2,8 @@
 #include "common.cuh"
 
 // c(m,n) = a(m,k) b(k,n), tiles of 32x32, block (32,32).
-KERNEL own_gemm_tiled(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b, int m, int n,
-                      int k) {
+KERNEL own_gemm_tiled(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b, int m,
+                      int n, int k) {
     SHARED(float, ta, [32][33]);
     SHARED(float, tb, [32][33]);
     int tx = threadIdx.x, ty = threadIdx.y;
@@ -19,9 +19,10 @@ KERNEL own_gemm_tiled(float* __restrict__ c, const float* __restrict__ a, const 
     if (row < m && col < n) c[row * n + col] = sum;
 }
 
-// The same with 4x4 results a thread and dynamic shared memory: 64x64 a block, 256 threads, (16*68 + 16*64) floats.
-KERNEL own_gemm_dynamic(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b, int m, int n,
-                        int k) {
+// The same with 4x4 results a thread and dynamic shared memory: 64x64 a block, 256 threads, (16*68 + 16*64)
+// floats.
+KERNEL own_gemm_dynamic(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b,
+                        int m, int n, int k) {
     DYN_SHARED(float, tiles);
     float* ta = tiles;            // [16][68], transposed
     float* tb = tiles + 16 * 68;  // [16][64]
@@ -52,9 +53,10 @@ KERNEL own_gemm_dynamic(float* __restrict__ c, const float* __restrict__ a, cons
 }
 
 // bf16 tensor cores: 64x64 a block, 4 warps of 32x32, double buffer. m and n are multiples of 64, k of 32.
-KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a, const __nv_bfloat16* __restrict__ b,
-                     int n, int k) {
-    SHARED(uint16_t, ta, [2][64][40]);  // rows of 80 bytes: multiples of 16, and ldmatrix meets every bank once
+KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a,
+                     const __nv_bfloat16* __restrict__ b, int n, int k) {
+    SHARED(uint16_t,
+           ta, [2][64][40]);  // rows of 80 bytes: multiples of 16, and ldmatrix meets every bank once
     SHARED(uint16_t, tb, [2][32][72]);
     int t = threadIdx.x, lane = t % 32, warp = t / 32;
     int wr = warp / 2 * 32, wc = warp % 2 * 32;
@@ -78,7 +80,8 @@ KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a,
         __syncthreads();
         for (int kk = 0; kk < 32; kk += 16) {
             uint32_t fa[2][4], fb[4][2];
-            for (int i = 0; i < 2; i++) ldmatrix_x4(fa[i], &ta[stage][wr + i * 16 + lane % 16][kk + lane / 16 * 8]);
+            for (int i = 0; i < 2; i++)
+                ldmatrix_x4(fa[i], &ta[stage][wr + i * 16 + lane % 16][kk + lane / 16 * 8]);
             for (int j = 0; j < 4; j += 2) {
                 uint32_t r[4];
                 ldmatrix_x4_trans(r, &tb[stage][kk + lane % 16][wc + j * 8 + lane / 16 * 8]);
@@ -102,7 +105,8 @@ KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a,
 }
 
 // tf32 tensor cores straight from global memory: one warp, one 16x8 tile.
-KERNEL own_gemm_tf32(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b, int n, int k) {
+KERNEL own_gemm_tf32(float* __restrict__ c, const float* __restrict__ a, const float* __restrict__ b, int n,
+                     int k) {
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
     int r0 = blockIdx.y * 16, c0 = blockIdx.x * 8;
     float d[4] = {};

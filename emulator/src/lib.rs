@@ -1,9 +1,9 @@
-//! An emulated CUDA driver for tests: every kernel of dalcore, compiled by the host's C++ compiler, behind the driver
-//! calls that cudarc makes. Load it with [`install`] (or [`exclusive`]) before anything in the process uses CUDA; the
-//! production code then runs unchanged and finds "emulated CUDA device".
+//! An emulated CUDA driver for tests: every kernel of dalcore, compiled by the host's C++ compiler, behind
+//! the driver calls that cudarc makes. Load it with [`install`] (or [`exclusive`]) before anything in the
+//! process uses CUDA; the production code then runs unchanged and finds "emulated CUDA device".
 //!
-//! The checked build finds accesses out of bounds, misaligned or uninitialised, data races, divergent barriers and
-//! index overflow, with file and line. What it can not show is in the README.
+//! The checked build finds accesses out of bounds, misaligned or uninitialised, data races, divergent
+//! barriers and index overflow, with file and line. What it can not show is in the README.
 #![deny(missing_docs)]
 
 use libloading::{Library, Symbol};
@@ -44,9 +44,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let number = |key: &str, default| {
-            std::env::var(key).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-        };
+        let number =
+            |key: &str, default| std::env::var(key).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
         let checks = std::env::var("EMU_CHECKS").unwrap_or_else(|_| "race,init".into());
         Options {
             shuffle: number("EMU_SHUFFLE", 0) != 0,
@@ -101,9 +100,9 @@ struct Installed {
 static INSTALLED: OnceLock<Result<Installed, String>> = OnceLock::new();
 static EXCLUSIVE: Mutex<()> = Mutex::new(());
 
-/// Loads the emulated driver in the real one's place, with the default [`Options`]. It must come before the first use
-/// of CUDA in the process. A second call with the same kind does nothing; there is one driver per process, so another
-/// kind is an error. The error says why tests on the emulated driver are skipped.
+/// Loads the emulated driver in the real one's place, with the default [`Options`]. It must come before the
+/// first use of CUDA in the process. A second call with the same kind does nothing; there is one driver per
+/// process, so another kind is an error. The error says why tests on the emulated driver are skipped.
 pub fn install(kind: Kind) -> Result<(), String> {
     let installed = INSTALLED.get_or_init(|| {
         let loaded = load(kind)?;
@@ -124,9 +123,10 @@ fn load(kind: Kind) -> Result<Installed, String> {
     };
     let path: &str = path.ok_or("the emulated driver exists for x86-64 Linux only: its tests are skipped")?;
     // SAFETY: our own library; its initialisers only fill the table of kernels.
-    let library = unsafe { Library::new(path) }.map_err(|e| format!("the emulated driver does not load: {e}"))?;
-    // Its SONAME is libcuda.so, so this finds the library that is already there, unless another driver came first.
-    // SAFETY: as above; the check is that it is indeed ours.
+    let library =
+        unsafe { Library::new(path) }.map_err(|e| format!("the emulated driver does not load: {e}"))?;
+    // Its SONAME is libcuda.so, so this finds the library that is already there, unless another driver came
+    // first. SAFETY: as above; the check is that it is indeed ours.
     let found = unsafe { Library::new("libcuda.so") }.map_err(|e| format!("libcuda.so is not found: {e}"))?;
     // SAFETY: the symbol is only looked up.
     if unsafe { found.get::<*const c_void>(b"emu_options") }.is_err() {
@@ -142,7 +142,8 @@ fn library() -> Option<&'static Library> {
 /// A function of the library, which driver.cpp defines with the same signature.
 fn symbol<'a, F>(library: &'a Library, name: &str) -> Symbol<'a, F> {
     // SAFETY: each caller states the signature that driver.cpp has; the library is never unloaded.
-    unsafe { library.get(name.as_bytes()) }.unwrap_or_else(|e| panic!("the emulated driver lacks {name}: {e}"))
+    unsafe { library.get(name.as_bytes()) }
+        .unwrap_or_else(|e| panic!("the emulated driver lacks {name}: {e}"))
 }
 
 fn apply(library: &Library, o: &Options) {
@@ -150,7 +151,9 @@ fn apply(library: &Library, o: &Options) {
     let set: Symbol<Set> = symbol(library, "emu_options");
     let flag = |b: bool| c_int::from(b);
     // SAFETY: plain values.
-    unsafe { set(flag(o.shuffle), flag(o.lazy), flag(o.race), flag(o.init), flag(o.profile), o.seed, o.memory) }
+    unsafe {
+        set(flag(o.shuffle), flag(o.lazy), flag(o.race), flag(o.init), flag(o.profile), o.seed, o.memory)
+    }
 }
 
 /// Changes how the following launches run. Without an installed driver nothing happens.
@@ -160,8 +163,8 @@ pub fn set_options(options: &Options) {
     }
 }
 
-/// What the last fault was, with kernel, block, thread, file and line; empty when there was none. Clears the fault:
-/// until then every driver call fails, as on a GPU.
+/// What the last fault was, with kernel, block, thread, file and line; empty when there was none. Clears the
+/// fault: until then every driver call fails, as on a GPU.
 pub fn take_error() -> String {
     let Some(library) = library() else { return String::new() };
     let take: Symbol<unsafe extern "C" fn() -> *const c_char> = symbol(library, "emu_take_error");
@@ -246,7 +249,8 @@ pub fn kernels() -> Vec<String> {
 }
 
 extern "C" fn collect_name(to: *mut c_void, name: *const c_char) {
-    // SAFETY: `to` is the vector that launched() passes through the library; the name is a constant of the library.
+    // SAFETY: `to` is the vector that launched() passes through the library; the name is a constant of the
+    // library.
     unsafe { (*to.cast::<Vec<String>>()).push(CStr::from_ptr(name).to_string_lossy().into_owned()) }
 }
 
@@ -272,8 +276,8 @@ impl Drop for Guard {
     }
 }
 
-/// Waits until no other test has the device, installs the driver and sets the options. Options, faults and counters
-/// are the process's, so tests in one binary that look at them must take turns.
+/// Waits until no other test has the device, installs the driver and sets the options. Options, faults and
+/// counters are the process's, so tests in one binary that look at them must take turns.
 pub fn exclusive(kind: Kind, options: &Options) -> Result<Guard, String> {
     // A test that failed while it had the device does not spoil it for the next one.
     let turn = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -47,7 +47,10 @@ fn mistakes_are_found() {
     for (name, grid, block, args, want) in cases {
         let result = d.launch(name, *grid, *block, args);
         let error = take_error();
-        assert!(result.is_err() && want.split('|').any(|w| error.contains(w)), "{name}: {result:?} {error:?}");
+        assert!(
+            result.is_err() && want.split('|').any(|w| error.contains(w)),
+            "{name}: {result:?} {error:?}"
+        );
         let names_its_line = error.contains("bugs.cu:") || name.contains("too_much");
         assert!(error.starts_with(name) && names_its_line, "{name}: {error:?}");
     }
@@ -186,7 +189,8 @@ fn philox_known_answers() {
         ),
     ];
     for (counter, key, want) in answers {
-        let (dc, dk) = (d.stream.clone_htod::<u32, _>(&counter).unwrap(), d.stream.clone_htod::<u32, _>(&key).unwrap());
+        let (dc, dk) =
+            (d.stream.clone_htod::<u32, _>(&counter).unwrap(), d.stream.clone_htod::<u32, _>(&key).unwrap());
         d.launch("own_philox", 1, 32, args![&block, &words, &dc, &dk, 16]).unwrap();
         assert_eq!(d.stream.clone_dtoh(&block).unwrap(), want);
     }
@@ -265,7 +269,8 @@ fn streams_events_graphs() {
     graph.upload().unwrap();
     let mut nodes = 0;
     // SAFETY: a null list asks for the number only.
-    let r = unsafe { cudarc::driver::sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) };
+    let r =
+        unsafe { cudarc::driver::sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) };
     assert!(r.result().is_ok() && nodes == 2);
     assert_eq!(d.stream.clone_dtoh(&y).unwrap()[5], 9.0, "captured, not run");
     graph.launch().unwrap();

@@ -1,7 +1,9 @@
 //! A small launcher on cudarc, for the tests of both builds.
 #![allow(dead_code)] // each test binary uses its own part
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
+};
 use cudarc::nvrtc::Ptx;
 use dalcore_emulator::{Guard, Kind, Options, exclusive};
 use std::ffi::c_void;
@@ -139,7 +141,9 @@ pub fn from_bf16(x: u16) -> f32 {
 }
 
 pub fn matmul(a: &[f32], b: &[f32], m: usize, n: usize, k: usize) -> Vec<f32> {
-    let at = |i: usize, j: usize| (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum::<f64>() as f32;
+    let at = |i: usize, j: usize| {
+        (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum::<f64>() as f32
+    };
     (0..m * n).map(|ij| at(ij / n, ij % n)).collect()
 }
 
