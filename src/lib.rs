@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod autograd;
+pub mod bench;
 pub mod clock;
 pub mod device;
 pub mod error;

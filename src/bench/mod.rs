@@ -1,0 +1,3 @@
+//! The resumable experiment: results on disk ([`store`]) and what is derived from them ([`metrics`]).
+
+pub mod store;
