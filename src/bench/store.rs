@@ -787,4 +787,135 @@ mod tests {
         file.write_all(&bytes[..n])?;
         if n == bytes.len() { Ok(()) } else { Err(io::Error::other("killed")) }
     }
+
+    fn manifest() -> Manifest {
+        Manifest {
+            config: serde_json::json!({"train": {"epochs": 2, "lr": 0.1}}),
+            seed: 10,
+            profile: "clean".into(),
+            preset: "smoke".into(),
+            dataset: "synthetic".into(),
+            method: "coreset".into(),
+            model: "lenet".into(),
+            precision: "f32".into(),
+            device_kind: "cpu".into(),
+            device: "test".into(),
+            driver: String::new(),
+            commit: "abc".into(),
+            data_fingerprint: "1".into(),
+            pool: 100,
+            targets: vec![2, 4, 6],
+            threads: 1,
+            version: "0".into(),
+            continued: vec![],
+        }
+    }
+
+    /// A run whose every round depends on the model and the method's state after the one before it.
+    fn work(path: &Path) -> Result<()> {
+        let mut dir = RunDir::open(path, &manifest())?;
+        while dir.finished_rounds() < 3 {
+            let r = dir.finished_rounds();
+            let before = dir.model()?.map_or(7, |m| u32::from(m[0]) + m.len() as u32);
+            let state = dir.method_state()["sum"].as_f64().unwrap_or(0.1) * 1.1;
+            dir.commit_round(
+                RoundRecord {
+                    round: r,
+                    labelled: 2 * r + 2,
+                    picked: 2,
+                    test_size: 1000,
+                    correct: vec![before, before + 1],
+                    loss: vec![state, 0.1 + 0.2],
+                },
+                PickRecord { round: r, ids: vec![50 - r, r], scores: Some(vec![0.1, state as f32]) },
+                TimingRecord { round: r, selection_s: 0.5, training_s: 1.0, evaluation_s: 0.25 },
+                serde_json::json!({ "sum": state }),
+                &vec![before as u8 + 3; 20 + r as usize],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(path: &Path) -> BTreeMap<String, Vec<u8>> {
+        let entry = |e: io::Result<fs::DirEntry>| {
+            let e = e.unwrap();
+            (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())
+        };
+        fs::read_dir(path).unwrap().map(entry).collect()
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let shm = Path::new("/dev/shm");
+        let base = if shm.is_dir() { shm.into() } else { std::env::temp_dir() };
+        let path = base.join(format!("dalcore-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        path
+    }
+
+    /// Killed at every file operation and every byte written, and once more while resuming, a run ends with the
+    /// very files of a run that was left alone.
+    #[test]
+    fn a_kill_anywhere_changes_nothing() {
+        let path = scratch("kill");
+        FUSE.set(Some(u64::MAX));
+        work(&path).unwrap();
+        let total = u64::MAX - FUSE.get().unwrap();
+        FUSE.set(None);
+        let want = snapshot(&path);
+        assert_eq!(want.len(), 7, "{:?}", want.keys());
+        assert!(total > 1500, "{total} places to fail are too few to be a test");
+        for first in 0..total {
+            fs::remove_dir_all(&path).unwrap();
+            FUSE.set(Some(first));
+            assert!(work(&path).is_err(), "survived a kill after {first} steps");
+            // The second kill comes soon after the first, among the repairs.
+            FUSE.set(Some(first * 31 % 23));
+            let _ = work(&path);
+            FUSE.set(None);
+            work(&path).unwrap_or_else(|e| panic!("killed after {first} of {total} steps: {e}"));
+            let got = snapshot(&path);
+            for (name, bytes) in &want {
+                let text = String::from_utf8_lossy(got.get(name).map_or(&[][..], |b| &b[..])).into_owned();
+                assert!(got.get(name) == Some(bytes), "killed after {first} of {total} steps: {name} is {text}");
+            }
+            assert_eq!(got.len(), want.len(), "killed after {first} steps: {:?}", got.keys());
+        }
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    /// An attempt that failed in the middle (a full disk, say) can be repeated in the same process.
+    #[test]
+    fn a_failed_commit_can_be_repeated() {
+        let path = scratch("repeat");
+        work(&path).unwrap();
+        let want = snapshot(&path);
+        let commit = |dir: &mut RunDir| {
+            let r = dir.finished_rounds() as usize;
+            let read = read_run(&scratch_done(&path)).unwrap();
+            dir.commit_round(
+                read.rounds[r].clone(),
+                read.picks[r].clone(),
+                read.timing[r].clone(),
+                serde_json::json!({ "sum": read.rounds[r].loss[0] }),
+                &vec![read.rounds[r].correct[0] as u8 + 3; 20 + r],
+            )
+        };
+        fs::rename(&path, scratch_done(&path)).unwrap();
+        let mut dir = RunDir::open(&path, &manifest()).unwrap();
+        for fuse in 0.. {
+            if dir.finished_rounds() == 3 {
+                break;
+            }
+            FUSE.set(Some(fuse % 700));
+            let _ = commit(&mut dir);
+            FUSE.set(None);
+        }
+        assert_eq!(snapshot(&path), want);
+        fs::remove_dir_all(&path).unwrap();
+        fs::remove_dir_all(scratch_done(&path)).unwrap();
+    }
+
+    fn scratch_done(path: &Path) -> PathBuf {
+        path.with_extension("done")
+    }
 }
