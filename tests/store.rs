@@ -23,7 +23,7 @@ fn manifest() -> Manifest {
         driver: String::new(),
         commit: "abc".into(),
         data_fingerprint: "1".into(),
-        pool: 100,
+        pool: 10_000,
         targets: vec![2, 4, 6, 8],
         threads: 1,
         version: "0".into(),
@@ -43,7 +43,7 @@ fn round(r: u32) -> Round {
             correct: vec![500 + r, 600],
             loss: vec![2.5, 1.0 / 3.0],
         },
-        PickRecord { round: r, ids: vec![50 - r, r], scores: None },
+        PickRecord { round: r, ids: vec![5000 - r, r], scores: None },
         TimingRecord { round: r, selection_s: 0.5, training_s: 1.0, evaluation_s: 0.25 },
         json!({ "round": r, "w": 0.1 + 0.2 }),
         vec![r as u8; 3000],
@@ -204,7 +204,7 @@ fn nothing_that_json_would_lose_or_records_that_disagree() {
     refuse(&mut dir, &|r| r.1.scores = Some(vec![0.0, f32::INFINITY]), &["score of pool id 1", "inf"]);
     refuse(&mut dir, &|r| r.1.scores = Some(vec![0.0]), &["1 scores for 2 ids"]);
     refuse(&mut dir, &|r| r.2.training_s = f64::NAN, &["duration"]);
-    refuse(&mut dir, &|r| r.1.ids[0] = 50, &["pool id 50 was picked twice"]);
+    refuse(&mut dir, &|r| r.1.ids[0] = 5000, &["pool id 5000 was picked twice"]);
     refuse(&mut dir, &|r| r.0.labelled = 5, &["labelled 5"]);
     refuse(&mut dir, &|r| r.0.correct[0] = 1001, &["1001 of 1000"]);
     refuse(&mut dir, &|r| r.2.round = 2, &["round 1 is next"]);
