@@ -15,6 +15,7 @@ pub mod device;
 pub mod error;
 pub mod nn;
 pub mod ops;
+pub mod report;
 pub mod rng;
 pub mod tensor;
 

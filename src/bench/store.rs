@@ -34,6 +34,8 @@ const ROUNDS: &str = "rounds.jsonl";
 const PICKS: &str = "picks.jsonl";
 const TIMING: &str = "timing.jsonl";
 const STATE: &str = "state.json";
+const MANIFEST_TMP: &str = "manifest.json.tmp";
+const STATE_TMP: &str = "state.json.tmp";
 const MODEL: &str = "model.safetensors";
 /// The model of a round that is being committed.
 const NEXT_MODEL: &str = "model.safetensors.next";
@@ -217,7 +219,7 @@ impl RunDir {
                 }
                 let now = made_by.continue_as(manifest, state.finished_rounds);
                 if now != made_by {
-                    replace(path, MANIFEST, &pretty(path, &now)?)?;
+                    replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, &now)?)?;
                 }
                 state
             }
@@ -229,9 +231,9 @@ impl RunDir {
                         return Err(altered(path.join(STATE), &format!("is missing although {name} is not empty")));
                     }
                 }
-                replace(path, MANIFEST, &pretty(path, manifest)?)?;
+                replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, manifest)?)?;
                 if other.as_ref() != Some(&fresh) {
-                    replace(path, STATE, &pretty(path, &fresh)?)?;
+                    replace(path, STATE, STATE_TMP, &pretty(path, &fresh)?)?;
                 }
                 fresh
             }
@@ -241,8 +243,8 @@ impl RunDir {
         let (timing, timing_bytes) = read_timing(path, state.finished_rounds)?;
         cut(&path.join(TIMING), timing_bytes)?;
         settle_model(path, state.model.as_deref())?;
-        for name in [MANIFEST, STATE] {
-            remove(&path.join(format!("{name}.tmp")))?;
+        for name in [MANIFEST_TMP, STATE_TMP] {
+            remove(&path.join(name))?;
         }
         let rounds = read_lines::<RoundRecord>(path, ROUNDS, state.rounds_bytes)?;
         let picks = read_lines::<PickRecord>(path, PICKS, state.picks_bytes)?;
@@ -317,7 +319,7 @@ impl RunDir {
         append(&self.path.join(PICKS), self.state.picks_bytes, &pick_line)?;
         write_whole(&self.path.join(NEXT_MODEL), model)?;
         sync_dir(&self.path)?;
-        replace(&self.path, STATE, &pretty(&self.path, &state)?)?;
+        replace(&self.path, STATE, STATE_TMP, &pretty(&self.path, &state)?)?;
         rename(&self.path.join(NEXT_MODEL), &self.path.join(MODEL))?;
         sync_dir(&self.path)?;
         self.timing_bytes += timing_line.len() as u64;
@@ -720,8 +722,8 @@ fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Replace a file in one go: readers and a kill see the old one or the new one.
-pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let temporary = dir.join(format!("{name}.tmp"));
+pub(crate) fn replace(dir: &Path, name: &str, temporary: &str, bytes: &[u8]) -> Result<()> {
+    let temporary = dir.join(temporary);
     write_whole(&temporary, bytes)?;
     rename(&temporary, &dir.join(name))?;
     sync_dir(dir)
