@@ -10,13 +10,20 @@
 
 pub mod autograd;
 pub mod bench;
+pub mod cli;
 pub mod clock;
+pub mod data;
 pub mod device;
 pub mod error;
+pub mod methods;
+pub mod names;
 pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod report;
 pub mod rng;
+pub mod select;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};
