@@ -15,6 +15,7 @@ pub mod error;
 pub mod nn;
 pub mod ops;
 pub mod rng;
+pub mod select;
 pub mod tensor;
 
 pub use error::{Error, Result};

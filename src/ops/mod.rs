@@ -4,9 +4,13 @@
 //!
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
+pub(crate) mod distance;
 mod elementwise;
+mod topk;
 
+pub use distance::{nearest_update, pairwise_sq};
 pub use elementwise::*;
+pub use topk::{argmax, top_k};
 
 use crate::Result;
 use crate::device::Device;
@@ -94,7 +98,7 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 1] = [elementwise::CASES];
+    let families: [&'static [Case]; 2] = [distance::CASES, elementwise::CASES];
     families.into_iter().flatten().collect()
 }
 
