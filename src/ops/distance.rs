@@ -37,7 +37,9 @@ pub fn nearest_update(best: &mut Tensor, x: &Tensor, centres: &Tensor) -> Result
     match x.device() {
         Device::Cpu => {
             let (x, c) = (x.host::<f32>(OP)?, centres.host::<f32>(OP)?);
-            fast::nearest(best.host_mut(OP)?, |i| &x[i * d..(i + 1) * d], c, m, d);
+            let mut panels = fast::Panels::new(d, m);
+            (0..m).for_each(|j| panels.push(&c[j * d..(j + 1) * d]));
+            fast::nearest(best.host_mut(OP)?, |i| &x[i * d..(i + 1) * d], &panels, m);
             Ok(())
         }
         Device::Cuda(cuda) => {
@@ -159,40 +161,67 @@ pub(crate) mod fast {
     /// Floats of centres that stay in the first-level cache while the tiles of a block pass by.
     const CENTRES: usize = 4096;
 
-    simd! {
-        /// low[r] = min(low[r], distance of row r of the tile to each of the centres), C centres at a time.
-        fn tile_nearest<const C: usize>(low: &mut Lane, tile: &[Lane], centres: &[f32]) {
-            let d = tile.len();
-            let mut best = *low;
-            let mut groups = centres.chunks_exact(C * d);
-            for g in &mut groups {
-                let c: [&[f32]; C] = std::array::from_fn(|i| &g[i * d..(i + 1) * d]);
-                let mut acc = [[0.0f32; ROWS]; C];
-                for (k, x) in tile.iter().enumerate() {
-                    for i in 0..C {
-                        let y = c[i][k];
-                        for r in 0..ROWS {
-                            let t = x[r] - y;
-                            acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
-                        }
-                    }
-                }
-                for a in &acc {
-                    for r in 0..ROWS {
-                        best[r] = if a[r] < best[r] { a[r] } else { best[r] };
-                    }
+    /// Centres of a panel: what is multiplied with a tile at a time.
+    pub const PANEL: usize = 8;
+
+    /// Centres eight at a time, each panel turned, (8, D) to (D, 8).
+    pub struct Panels {
+        of: Vec<[f32; PANEL]>,
+        d: usize,
+        count: usize,
+    }
+
+    impl Panels {
+        /// No centres of width d, with room for some.
+        pub fn new(d: usize, room: usize) -> Panels {
+            Panels { of: Vec::with_capacity(room.div_ceil(PANEL) * d), d, count: 0 }
+        }
+
+        /// How many centres there are.
+        pub fn count(&self) -> usize {
+            self.count
+        }
+
+        /// Adds a centre. A new panel is full of it: a copy changes no minimum, so the lanes behind need no care.
+        pub fn push(&mut self, centre: &[f32]) {
+            let lane = self.count % PANEL;
+            if lane == 0 {
+                self.of.extend(centre.iter().map(|v| [*v; PANEL]));
+            } else {
+                let at = self.of.len() - self.d;
+                for (p, v) in self.of[at..].iter_mut().zip(centre) {
+                    p[lane..].fill(*v);
                 }
             }
-            for c in groups.remainder().chunks_exact(d) {
-                let mut acc = [0.0f32; ROWS];
-                for (x, y) in tile.iter().zip(c) {
-                    for r in 0..ROWS {
-                        let t = x[r] - y;
-                        acc[r] = mul_add::<FMA>(t, t, acc[r]);
+            self.count += 1;
+        }
+
+        /// The panels that hold the centres from..to, and perhaps their neighbours.
+        fn range(&self, from: usize, to: usize) -> &[[f32; PANEL]] {
+            &self.of[from / PANEL * self.d..to.div_ceil(PANEL) * self.d]
+        }
+    }
+
+    simd! {
+        /// low[r] = min(low[r], distance of row r of the tile to each centre of the panels), C centres at a time.
+        fn tile_nearest<const C: usize>(low: &mut Lane, tile: &[Lane], panels: &[[f32; PANEL]]) {
+            let mut best = *low;
+            for panel in panels.chunks_exact(tile.len()) {
+                for part in 0..PANEL / C {
+                    let mut acc = [[0.0f32; ROWS]; C];
+                    for (x, y) in tile.iter().zip(panel) {
+                        for i in 0..C {
+                            for r in 0..ROWS {
+                                let t = x[r] - y[part * C + i];
+                                acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
+                            }
+                        }
                     }
-                }
-                for r in 0..ROWS {
-                    best[r] = if acc[r] < best[r] { acc[r] } else { best[r] };
+                    for a in &acc {
+                        for r in 0..ROWS {
+                            best[r] = if a[r] < best[r] { a[r] } else { best[r] };
+                        }
+                    }
                 }
             }
             *low = best;
@@ -201,7 +230,7 @@ pub(crate) mod fast {
 
     simd! {
         /// low = min(low, distance to one centre) for tiles that lie one behind the other; four at a time, so that
-        /// sixteen sums per register, not one, hide the latency of the addition.
+        /// eight sums hide the latency of one.
         fn tiles_to_one(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
             let d = centre.len();
             let mut groups = low.chunks_exact_mut(4 * ROWS);
@@ -254,7 +283,7 @@ pub(crate) mod fast {
         }
     }
 
-    /// Turns up to sixteen rows into a tile. Lanes without a row repeat the last one.
+    /// Turns up to ROWS rows into a tile. Lanes without a row repeat the last one.
     pub fn turn<'a>(tile: &mut [Lane], row: impl Fn(usize) -> &'a [f32], rows: usize) {
         for r in 0..ROWS {
             for (t, v) in tile.iter_mut().zip(row(r.min(rows.saturating_sub(1)))) {
@@ -263,30 +292,25 @@ pub(crate) mod fast {
         }
     }
 
-    /// The minimum over `centres` for the rows of one tile.
-    pub fn tile(low: &mut Lane, tile: &[Lane], centres: &[f32]) {
-        if tile.is_empty() {
-            return *low = low.map(|v| if centres.is_empty() { v } else { v.min(0.0) });
-        }
-        // AVX-512 has registers for eight sums and more; sixteen registers of half the width hold four.
-        if level() == Level::Avx512 {
-            tile_nearest::<8>(low, tile, centres)
-        } else {
-            tile_nearest::<4>(low, tile, centres)
+    /// The minimum over the centres from..to (d > 0) for the rows of one tile.
+    pub fn tile(low: &mut Lane, tile: &[Lane], centres: &Panels, from: usize, to: usize) {
+        let panels = centres.range(from, to);
+        // Half a panel: sums for all of it do not fit sixteen registers, and LLVM then vectorises across the panel.
+        match level() {
+            Level::Base => tile_nearest::<2>(low, tile, panels),
+            _ => tile_nearest::<4>(low, tile, panels),
         }
     }
 
     /// low = min(low, distance to one centre); `low` holds ROWS values per tile.
     pub fn sweep(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
-        if centre.is_empty() {
-            return low.iter_mut().for_each(|v| *v = v.min(0.0));
-        }
         tiles_to_one(low, tiles, centre);
     }
 
-    /// best[i] = min(best[i], distance of row(i) to each of the m centres)
-    pub fn nearest<'a>(best: &mut [f32], row: impl Fn(usize) -> &'a [f32] + Sync, centres: &[f32], m: usize, d: usize) {
-        if m == 0 {
+    /// best[i] = min(best[i], distance of row(i) to the first `count` of the centres)
+    pub fn nearest<'a>(best: &mut [f32], row: impl Fn(usize) -> &'a [f32] + Sync, centres: &Panels, count: usize) {
+        let d = centres.d;
+        if count == 0 {
             return;
         }
         if d == 0 {
@@ -298,12 +322,12 @@ pub(crate) mod fast {
                 let at = block * BLOCK + t * ROWS;
                 turn(tile, |r| row(at + r), ROWS.min(best.len() - t * ROWS));
             }
-            let some = (CENTRES / d).next_multiple_of(8).max(8);
-            for centres in centres.chunks(some * d) {
+            let some = (CENTRES / d).next_multiple_of(PANEL).max(PANEL);
+            for from in (0..count).step_by(some) {
                 for (low, t) in best.chunks_mut(ROWS).zip(tiles.chunks_exact(d)) {
                     let mut full = [f32::INFINITY; ROWS];
                     full[..low.len()].copy_from_slice(low);
-                    tile(&mut full, t, centres);
+                    tile(&mut full, t, centres, from, count.min(from + some));
                     low.copy_from_slice(&full[..low.len()]);
                 }
             }

@@ -180,7 +180,7 @@ mod cpu {
 
     use super::{Picks, non_finite};
     use crate::Result;
-    use crate::ops::distance::fast::{self, Lane, ROWS};
+    use crate::ops::distance::fast::{self, Lane, Panels, ROWS};
     use crate::tensor::Tensor;
 
     /// Centres every candidate is compared with before the first front is drawn.
@@ -214,16 +214,18 @@ mod cpu {
             &self.x[i as usize * self.d..(i as usize + 1) * self.d]
         }
 
-        fn gather(&self, ids: impl Iterator<Item = u32>) -> Vec<f32> {
-            ids.flat_map(|i| self.of(i)).copied().collect()
+        fn panels(&self, ids: impl ExactSizeIterator<Item = u32>, more: usize) -> Panels {
+            let mut p = Panels::new(self.d, ids.len() + more);
+            ids.for_each(|i| p.push(self.of(i)));
+            p
         }
     }
 
     pub fn worst(x: &Tensor, covered: &[u32], others: &[u32]) -> Result<f32> {
         let rows = Rows::new(x, &[covered, others])?;
         let mut best = vec![f32::INFINITY; others.len()];
-        let centres = rows.gather(covered.iter().copied());
-        fast::nearest(&mut best, |i| rows.of(others[i]), &centres, covered.len(), rows.d);
+        let centres = rows.panels(covered.iter().copied(), 0);
+        fast::nearest(&mut best, |i| rows.of(others[i]), &centres, covered.len());
         Ok(best.into_iter().fold(0.0, f32::max))
     }
 
@@ -234,8 +236,7 @@ mod cpu {
         let mut order: Vec<u32> = (0..labelled.len() as u32).collect();
         order.sort_unstable_by_key(|i| i.wrapping_mul(2_654_435_769));
         let mut lazy = Lazy {
-            centres: rows.gather(order.iter().map(|i| labelled[*i as usize])),
-            count: labelled.len(),
+            centres: rows.panels(order.iter().map(|i| labelled[*i as usize]), k),
             bound: vec![f32::INFINITY; candidates.len()],
             applied: vec![0; candidates.len()],
             picks: Picks::default(),
@@ -267,9 +268,8 @@ mod cpu {
     struct Lazy<'a> {
         rows: Rows<'a>,
         candidates: &'a [u32],
-        /// Labelled rows, then picks: (count, D).
-        centres: Vec<f32>,
-        count: usize,
+        /// Labelled rows, then picks.
+        centres: Panels,
         /// Of each candidate: its squared distance to the nearest of the first `applied` centres, -1 once picked.
         bound: Vec<f32>,
         applied: Vec<u32>,
@@ -289,8 +289,7 @@ mod cpu {
     impl Lazy<'_> {
         fn take(&mut self, at: u32, distance: f32) {
             let id = self.candidates[at as usize];
-            self.centres.extend_from_slice(self.rows.of(id));
-            self.count += 1;
+            self.centres.push(self.rows.of(id));
             self.picks.ids.push(id);
             self.picks.radius.push(distance.sqrt());
         }
@@ -304,7 +303,9 @@ mod cpu {
             }
             let mean: Vec<f32> = sum.iter().map(|s| (s / self.candidates.len() as f64) as f32).collect();
             let mut far = vec![f32::INFINITY; self.candidates.len()];
-            fast::nearest(&mut far, |i| self.rows.of(self.candidates[i]), &mean, 1, self.rows.d);
+            let mut centre = Panels::new(self.rows.d, 1);
+            centre.push(&mean);
+            fast::nearest(&mut far, |i| self.rows.of(self.candidates[i]), &centre, 1);
             if let Some(first) = far.iter().zip(0..).map(|(v, i)| key(*v, i)).min() {
                 let at = first as u32;
                 self.take(at, far[at as usize]);
@@ -314,9 +315,8 @@ mod cpu {
 
         /// The first bounds of all.
         fn open(&mut self) {
-            let first = self.count.min(OPENING);
-            let centres = &self.centres[..first * self.rows.d];
-            fast::nearest(&mut self.bound, |i| self.rows.of(self.candidates[i]), centres, first, self.rows.d);
+            let first = self.centres.count().min(OPENING);
+            fast::nearest(&mut self.bound, |i| self.rows.of(self.candidates[i]), &self.centres, first);
             self.applied.fill(first as u32);
         }
 
@@ -353,7 +353,8 @@ mod cpu {
                 self.bound[*at as usize] = front.low[lane];
                 let applied = front.applied[lane / ROWS];
                 // A tile left behind has seen the new picks but not all centres before them.
-                self.applied[*at as usize] = (applied + if applied + new == self.count { new } else { 0 }) as u32;
+                self.applied[*at as usize] =
+                    (applied + if applied + new == self.centres.count() { new } else { 0 }) as u32;
             }
             new
         }
@@ -379,14 +380,14 @@ mod cpu {
                 let rows = at.iter().filter(|a| **a != u32::MAX).count();
                 fast::turn(tile, |r| self.rows.of(self.candidates[at[r] as usize]), rows);
                 let mut full = [-1.0; ROWS];
-                let mut from = self.count;
+                let mut from = self.centres.count();
                 for (full, at) in full.iter_mut().zip(&at[..rows]) {
                     *full = self.bound[*at as usize];
                     from = from.min(self.applied[*at as usize] as usize);
                 }
-                while from < self.count && full.iter().any(|v| *v >= below) {
-                    let to = (from + LOOK).min(self.count);
-                    fast::tile(&mut full, tile, &self.centres[from * d..to * d]);
+                while from < self.centres.count() && full.iter().any(|v| *v >= below) {
+                    let to = (from + LOOK).min(self.centres.count());
+                    fast::tile(&mut full, tile, &self.centres, from, to);
                     from = to;
                 }
                 low.copy_from_slice(&full);
