@@ -5,8 +5,10 @@
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
 mod elementwise;
+mod reduce;
 
 pub use elementwise::*;
+pub use reduce::*;
 
 use crate::Result;
 use crate::device::Device;
@@ -94,7 +96,13 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 1] = [elementwise::CASES];
+    let families: [&'static [Case]; 2] = [elementwise::CASES, reduce::CASES];
+    families.into_iter().flatten().collect()
+}
+
+/// Cases of real size, for device agreement and benchmarks.
+pub fn large_cases() -> Vec<&'static Case> {
+    let families: [&'static [Case]; 1] = [reduce::LARGE];
     families.into_iter().flatten().collect()
 }
 
@@ -110,8 +118,4 @@ pub(crate) fn ones_for(y: &Tensor, op: &'static str) -> Result<Tensor> {
         Device::Cuda(_) => elementwise::fill(&mut one, 1.0)?,
     }
     Ok(one)
-}
-
-pub(crate) fn sum_rows(_x: &Tensor) -> Result<Tensor> {
-    todo!()
 }
