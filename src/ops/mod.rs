@@ -6,9 +6,11 @@
 
 mod elementwise;
 mod reduce;
+mod softmax;
 
 pub use elementwise::*;
 pub use reduce::*;
+pub use softmax::*;
 
 use crate::Result;
 use crate::device::Device;
@@ -96,13 +98,13 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 2] = [elementwise::CASES, reduce::CASES];
+    let families: [&'static [Case]; 3] = [elementwise::CASES, reduce::CASES, softmax::CASES];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 1] = [reduce::LARGE];
+    let families: [&'static [Case]; 2] = [reduce::LARGE, softmax::LARGE];
     families.into_iter().flatten().collect()
 }
 
