@@ -5,10 +5,12 @@
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
 mod elementwise;
+mod pool;
 mod reduce;
 mod softmax;
 
 pub use elementwise::*;
+pub use pool::*;
 pub use reduce::*;
 pub use softmax::*;
 
@@ -98,13 +100,13 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 3] = [elementwise::CASES, reduce::CASES, softmax::CASES];
+    let families: [&'static [Case]; 4] = [elementwise::CASES, pool::CASES, reduce::CASES, softmax::CASES];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 2] = [reduce::LARGE, softmax::LARGE];
+    let families: [&'static [Case]; 3] = [pool::LARGE, reduce::LARGE, softmax::LARGE];
     families.into_iter().flatten().collect()
 }
 

@@ -1,0 +1,89 @@
+// Max pooling. Memory bound, bit-identical on every run, whatever the batch. Valid for tensors of fewer than
+// 2^31 - 256 elements and windows of at most 16 by 16 (a position in the window is kept in one byte).
+#include "common.cuh"
+
+// y[n][oh][ow][c] = max over the window of x, and where in the window it was.
+//   y, at (m) = (n, oh, ow, c)   x (n, h, w, c)
+//   The window of (oh, ow) starts at row oh * stride - pad and column ow * stride - pad; outside of x is -inf.
+// Launch:  one thread per output element, block 256.
+// Traffic: n*h*w*c + m floats and m bytes where windows do not overlap; neighbouring threads read neighbouring channels.
+// Repeats: bit-identical; a tie goes to the first in row-major order, a NaN wins over everything before it.
+// Limits:  see the top; pad < size, so that every window holds an element.
+KERNEL max_pool2d_fwd_f32(
+    float* __restrict__ y,
+    uint8_t* __restrict__ at,
+    const float* __restrict__ x,
+    int m,
+    int h,
+    int w,
+    int c,
+    int oh,
+    int ow,
+    int size,
+    int stride,
+    int pad
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= m) return;
+    int ch = e % c, pixel = e / c;
+    int left = pixel % ow * stride - pad;
+    int top = pixel / ow % oh * stride - pad;
+    const float* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
+    float best = -INFINITY;
+    int where = -1;
+    for (int r = 0; r < size; r++) {
+        for (int s = 0; s < size; s++) {
+            int i = top + r, j = left + s;
+            if (i < 0 || i >= h || j < 0 || j >= w) continue;
+            float v = image[(size_t)(i * w + j) * c];
+            if (where < 0 || v > best || v != v) {
+                best = v;
+                where = r * size + s;
+            }
+        }
+    }
+    y[e] = best;
+    at[e] = (uint8_t)where;
+}
+
+// dx[n][i][j][c] = sum of dy over the windows whose maximum was at (i, j): each input element looks at the windows that
+// contain it, so nothing is scattered and the order of the sum is fixed.
+//   dx (m) = (n, h, w, c)   dy, at (n, oh, ow, c)
+// Launch:  one thread per input element, block 256.
+// Traffic: m floats written; dy and at are read (size / stride)^2 times, from the cache after the first.
+// Repeats: bit-identical.
+// Limits:  see the top.
+KERNEL max_pool2d_bwd_f32(
+    float* __restrict__ dx,
+    const float* __restrict__ dy,
+    const uint8_t* __restrict__ at,
+    int m,
+    int h,
+    int w,
+    int c,
+    int oh,
+    int ow,
+    int size,
+    int stride,
+    int pad
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= m) return;
+    int ch = e % c, pixel = e / c;
+    int j = pixel % w + pad;                                 // counted from the padded corner
+    int i = pixel / w % h + pad;
+    size_t image = (size_t)(pixel / w / h) * oh * ow * c + ch;
+    int p_first = i < size ? 0 : (i - size) / stride + 1;    // first window that reaches down to row i
+    int q_first = j < size ? 0 : (j - size) / stride + 1;
+    int p_last = min(i / stride, oh - 1);
+    int q_last = min(j / stride, ow - 1);
+    float sum = 0.0f;
+    for (int p = p_first; p <= p_last; p++) {
+        for (int q = q_first; q <= q_last; q++) {
+            size_t o = image + (size_t)(p * ow + q) * c;
+            int here = (i - p * stride) * size + (j - q * stride);
+            if (at[o] == here) sum += dy[o];
+        }
+    }
+    dx[e] = sum;
+}
