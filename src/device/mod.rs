@@ -5,6 +5,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod launch;
+pub mod microkernel;
 pub mod simd;
 
 use std::rc::Rc;

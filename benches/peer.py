@@ -1,0 +1,148 @@
+"""dalcore beside PyTorch, NumPy and scikit-learn on this machine, interleaved, medians and ratios.
+
+    pip install torch numpy scikit-learn      (into a virtual environment)
+    python benches/peer.py [lenet|kcenter|all] [--rounds 5] [--threads 2] [--cuda]
+
+Needs cargo, or the environment variable PEER with the path of the compiled `peer` benchmark."""
+import argparse, json, os, statistics, subprocess, time
+
+import numpy as np
+
+p = argparse.ArgumentParser()
+p.add_argument("what", nargs="?", default="all", choices=["lenet", "kcenter", "all"])
+p.add_argument("--rounds", type=int, default=5)
+p.add_argument("--threads", type=int, default=2)
+p.add_argument("--cuda", action="store_true")
+args = p.parse_args()
+device = "cuda" if args.cuda else "cpu"
+
+
+def peer_binary():
+    if "PEER" in os.environ:
+        return os.environ["PEER"]
+    out = subprocess.run(["cargo", "bench", "--bench", "peer", "--no-run", "--message-format=json"], check=True, capture_output=True, text=True).stdout
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return [m["executable"] for m in found if m.get("executable") and m["target"]["name"] == "peer"][-1]
+
+
+def ours(*case):
+    env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads), DALCORE_BENCH_DEVICE=device)
+    out = subprocess.run([binary, *map(str, case)], check=True, capture_output=True, text=True, env=env).stdout
+    return float(out.split()[-1])
+
+
+def report(name, ours_s, theirs_s, peer):
+    a, b = statistics.median(ours_s), statistics.median(theirs_s)
+    spread = lambda v: f"{min(v) * 1e3:.2f}..{max(v) * 1e3:.2f}"
+    print(f"{name:<34} dalcore {a * 1e3:9.2f} ms ({spread(ours_s)})   {peer} {b * 1e3:9.2f} ms ({spread(theirs_s)})   ratio {b / a:6.1f}x", flush=True)
+
+
+def lenet():
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(args.threads)
+
+    class LeNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
+            self.drop, self.fc1, self.fc2 = nn.Dropout2d(0.5), nn.Linear(320, 50), nn.Linear(50, 10)
+
+        def forward(self, x):
+            x = torch.relu(torch.max_pool2d(self.conv1(x), 2))
+            x = torch.relu(torch.max_pool2d(self.drop(self.conv2(x)), 2))
+            x = torch.relu(self.fc1(x.flatten(1)))
+            return self.fc2(torch.dropout(x, 0.5, self.training))
+
+    torch.manual_seed(0)
+    net = LeNet().to(device)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    x, y = torch.randn(128, 1, 28, 28, device=device), torch.randint(10, (128,), device=device)
+    e = torch.randn(1024, 1, 28, 28, device=device)
+
+    def train():
+        opt.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        for w in net.parameters():
+            w.grad.clamp_(-0.1, 0.1)
+        opt.step()
+
+    def evaluate():
+        with torch.no_grad():
+            return net(e).argmax(1).sum()
+
+    def timed(f, n):
+        f()
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            f()
+            if args.cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    for name, f, mode, n in [("lenet-train", train, True, 60), ("lenet-eval", evaluate, False, 30)]:
+        net.train(mode)
+        a, b = [], []
+        for _ in range(args.rounds):
+            a.append(ours(name))
+            b.append(timed(f, n))
+        report(name + (" (batch 128)" if mode else " (batch 1024)"), a, b, "PyTorch")
+
+
+def philox(lane, n):
+    """uniform() of dalcore::rng for seed 7, purpose Select, a = b = 0."""
+    blocks = np.arange((n + 3) // 4, dtype=np.uint64)
+    c = [blocks, np.full_like(blocks, 9 << 24 | lane), np.zeros_like(blocks), np.zeros_like(blocks)]
+    k, low = [7, 0], np.uint64(0xFFFFFFFF)
+    for i in range(10):
+        if i:
+            k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+        p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [p1 >> np.uint64(32) ^ c[1] ^ np.uint64(k[0]), p1 & low, p0 >> np.uint64(32) ^ c[3] ^ np.uint64(k[1]), p0 & low]
+    return (np.stack(c, 1).reshape(-1)[:n] >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)
+
+
+def kcenter():
+    from sklearn.metrics import pairwise_distances_argmin_min
+    from sklearn.metrics.pairwise import euclidean_distances
+    from threadpoolctl import threadpool_limits
+
+    for n, l, k, d in [(60000, 1200, 1200, 50), (50000, 5000, 2500, 128)]:
+        centres = (philox(1, 20 * d) - np.float32(0.5)).reshape(20, d)
+        x = np.maximum(2 * centres[np.arange(n) % 20] + (philox(2, n * d).reshape(n, d) - np.float32(0.5)), 0).astype(np.float32)
+
+        def farthest_first(step):
+            """A vectorised loop: distances to the new centre, minimum, argmax."""
+            pool = x[l:]
+            sq = (pool * pool).sum(1)
+            best = pairwise_distances_argmin_min(pool, x[:l])[1].astype(np.float32) ** 2
+            picks = []
+            for _ in range(k):
+                i = int(best.argmax())
+                picks.append(i)
+                np.minimum(best, step(pool, sq, i), out=best)
+                best[i] = -1
+            return picks
+
+        numpy_step = lambda pool, sq, i: np.maximum(sq + sq[i] - 2 * (pool @ pool[i]), 0)
+        sklearn_step = lambda pool, sq, i: euclidean_distances(pool, pool[i : i + 1], X_norm_squared=sq[:, None], squared=True)[:, 0]
+        with threadpool_limits(args.threads):
+            for peer, step in [("NumPy", numpy_step), ("scikit-learn", sklearn_step)]:
+                a, b = [], []
+                for _ in range(max(1, args.rounds // 2)):
+                    a.append(ours("kcenter", n, l, k, d))
+                    start = time.perf_counter()
+                    farthest_first(step)
+                    b.append(time.perf_counter() - start)
+                report(f"k-center N={n} L={l} K={k} D={d}", a, b, peer)
+
+
+binary = peer_binary()
+if args.what in ("lenet", "all"):
+    lenet()
+if args.what in ("kcenter", "all"):
+    kcenter()

@@ -1,0 +1,150 @@
+//! One timing per line for `benches/peer.py`, which interleaves them with PyTorch, NumPy and scikit-learn.
+//! `peer CASE` runs one case and prints its name and the median of its repetitions in seconds.
+//! `peer gemm` compares the dense product with the crate `gemm` on the shapes LeNet uses, interleaved here.
+
+use std::time::Instant;
+
+use dalcore::data::{Dataset, PoolIdx, synthetic};
+use dalcore::device::microkernel::{Panels, product, product_tn};
+use dalcore::device::{Choice, Device};
+use dalcore::rng::{Purpose, Rng};
+use dalcore::tensor::Tensor;
+use dalcore::train::{DeviceData, Model, Trainer, evaluate};
+use dalcore::{Result, bench, ops, select};
+
+fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
+    let device = std::env::var("DALCORE_BENCH_DEVICE").unwrap_or_else(|_| "cpu".into()).parse::<Choice>()?.open()?;
+    match args.next().as_deref() {
+        Some("lenet-train") => println!("lenet-train {}", lenet(&device, true)?),
+        Some("lenet-eval") => println!("lenet-eval {}", lenet(&device, false)?),
+        Some("kcenter") => {
+            let numbers: Vec<usize> = args.filter_map(|a| a.parse().ok()).collect();
+            let [n, l, k, d] = numbers[..] else { return usage() };
+            println!("kcenter {}", kcenter(&device, n, l, k, d)?);
+        }
+        Some("gemm") | None => gemm(),
+        Some(_) => return usage(),
+    }
+    Ok(())
+}
+
+fn usage() -> Result<()> {
+    println!("cases: lenet-train, lenet-eval, kcenter N L K D, gemm");
+    Ok(())
+}
+
+/// Seconds per training step of 128 images, or per evaluation batch of 1,024.
+fn lenet(device: &Device, train: bool) -> Result<f64> {
+    let images = synthetic::generate(1, synthetic::Split::Train, 128 * 40);
+    let labels: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(images.labels.iter().copied()).collect();
+    let test = synthetic::generate(1, synthetic::Split::Test, 10240);
+    let data = DeviceData::new(device, &Dataset::new(&synthetic::SPEC, images, test))?;
+    let preset = bench::config::Preset::find("paper")?.1;
+    let mut recipe = bench::config::Config::base(&synthetic::SPEC, &preset, bench::config::Profile::Clean).train;
+    let plain = ops::View::plain(device, data.spec.mean, data.spec.std)?;
+    if !train {
+        let model = Model::fresh(&data, 1, 0)?;
+        let mut times = Vec::new();
+        for _ in 0..9 {
+            let start = Instant::now();
+            evaluate(&model, &data, &plain, 1024)?;
+            times.push(start.elapsed().as_secs_f64() / 10.0);
+        }
+        return Ok(median(times));
+    }
+    recipe.epochs = 8;
+    let rates = std::cell::RefCell::new(Vec::new());
+    let trainer = Trainer {
+        data: &data,
+        recipe: &recipe,
+        eval_batch: 1024,
+        graphs: true,
+        seed: 1,
+        on_epoch: &|e| {
+            rates.borrow_mut().push(128.0 / e.images_per_second);
+            Ok(())
+        },
+    };
+    trainer.fit(0, &labels)?;
+    Ok(median(rates.into_inner()))
+}
+
+/// Seconds for k picks among n − l rows after l labelled ones, on clustered non-negative features.
+fn kcenter(device: &Device, n: usize, l: usize, k: usize, d: usize) -> Result<f64> {
+    let x = Tensor::new(device, [n, d], &clustered(n, d))?;
+    let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| (*i as usize) < l);
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let picks = select::kcenter(&x, &labelled, &rest, k)?;
+        assert_eq!(picks.ids.len(), k);
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(times))
+}
+
+/// relu(centre of one of 20 clusters + noise); the same numbers as in `peer.py`.
+fn clustered(n: usize, d: usize) -> Vec<f32> {
+    let r = Rng::new(7).at(Purpose::Select, 0, 0);
+    let (centre, noise) = (r.lane(1), r.lane(2));
+    (0..n * d)
+        .map(|i| {
+            let c = centre.uniform(((i / d) % 20 * d + i % d) as u64) - 0.5;
+            (2.0 * c + noise.uniform(i as u64) - 0.5).max(0.0)
+        })
+        .collect()
+}
+
+fn gemm() {
+    println!("{:<28} {:>10} {:>10} {:>7}", "product (m n k)", "ours us", "gemm us", "ratio");
+    for (name, m, n, k, layout) in [
+        ("fc1 forward", 128, 50, 320, 'f'),
+        ("fc1 dx", 128, 320, 50, 'n'),
+        ("fc1 dw", 50, 320, 128, 't'),
+        ("fc1 forward, evaluation", 1024, 50, 320, 'f'),
+        ("fc2 forward", 128, 10, 50, 'f'),
+        ("conv2 as a product", 8192, 20, 250, 'n'),
+    ] {
+        let r = Rng::new(1);
+        let fill = |n: usize, lane| (0..n as u64).map(|e| r.lane(lane).uniform(e) - 0.5).collect::<Vec<f32>>();
+        let (a, b) = (fill(m * k, 1), fill(k * n, 2));
+        let (mut y, mut z) = (vec![0.0f32; m * n], vec![0.0f32; m * n]);
+        // Strides (column, row) of A and B as the crate wants them.
+        let (acs, ars) = if layout == 't' { (m as isize, 1) } else { (1, k as isize) };
+        let (bcs, brs) = if layout == 'f' { (k as isize, 1) } else { (n as isize, 1) };
+        let (bcs, brs) = if layout == 'f' { (bcs, brs) } else { (1, bcs) };
+        let mut ours = || match layout {
+            'f' => product(&mut y, &a, &Panels::from_cols(&b, k, n), None),
+            'n' => product(&mut y, &a, &Panels::from_rows(&b, k, n), None),
+            _ => product_tn(&mut y, &a, &b, m, n, k),
+        };
+        let parallel = if m * n * k < 1 << 18 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+        let mut theirs = || {
+            // SAFETY: z is (m, n), a and b hold m·k and k·n elements; the strides stay inside them.
+            unsafe {
+                let (z, a, b) = (z.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+                gemm::gemm(m, n, k, z, 1, n as isize, false, a, acs, ars, b, bcs, brs, 0.0, 1.0, false, false, false, parallel);
+            }
+        };
+        let (mut t_ours, mut t_theirs) = (Vec::new(), Vec::new());
+        for _ in 0..101 {
+            for (f, t) in [(&mut ours as &mut dyn FnMut(), &mut t_ours), (&mut theirs, &mut t_theirs)] {
+                let start = Instant::now();
+                for _ in 0..20 {
+                    f();
+                }
+                t.push(start.elapsed().as_secs_f64() / 20.0);
+            }
+        }
+        let worst = y.iter().zip(&z).fold(0.0f32, |w, (a, b)| w.max((a - b).abs()));
+        assert!(worst < 1e-3, "{name}: the two products differ by {worst}");
+        let (o, t) = (median(t_ours), median(t_theirs));
+        println!("{:<28} {:>10.1} {:>10.1} {:>7.2}", format!("{name} ({m} {n} {k})"), o * 1e6, t * 1e6, t / o);
+    }
+}

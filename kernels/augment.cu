@@ -1,0 +1,73 @@
+// From u8 images on the device to a batch of floats: gather, crop, flip, normalise in one pass; and the labels.
+#include "common.cuh"
+#include "philox.cuh"
+
+// out[i, y, x, c] = pixel * scale_c + shift_c of image order[offset + i] after a random crop of the zero-padded
+// image and a random flip. The randomness of an image depends on its id and the epoch, never on its place.
+//   out (n, h, w, c)   pixels (total, h, w, c)   order (>= offset + n)   norm (2c): scales, then shifts
+//   clock (8): word 1 the epoch, word 2 the offset.   An id beyond `total` gives NaN, which stops the run.
+// Launch:  one thread per output element, block 256.
+// Traffic: n h w c bytes in, 4 n h w c bytes out.
+// Repeats: bit-identical. The two words of the crop and the one of the flip are computed by every thread again:
+//          cheaper than a second launch.
+// Limits:  n h w c < 2^31 - 256.
+KERNEL gather_images_f32(
+    float* __restrict__ out,
+    const uint8_t* __restrict__ pixels,
+    const uint32_t* __restrict__ order,
+    const uint32_t* __restrict__ clock,
+    const float* __restrict__ norm,
+    int n,
+    int h,
+    int w,
+    int c,
+    uint32_t total,
+    int pad,
+    uint32_t flip_below,
+    uint32_t seed_lo,
+    uint32_t seed_hi,
+    uint32_t crop_stream,
+    uint32_t flip_stream,
+    uint32_t round
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= n * h * w * c) return;
+    int ch = e % c;
+    int x = e / c % w;
+    int y = e / c / w % h;
+    int i = e / c / w / h;
+    uint32_t id = order[clock[2] + i];
+    if (id >= total) {
+        out[e] = NAN;
+        return;
+    }
+    if (flip_below > 0) {
+        uint4 r = philox_block(seed_lo, seed_hi, flip_stream, round, clock[1], id);
+        if (r.x < flip_below) x = w - 1 - x;
+    }
+    if (pad > 0) {
+        uint4 r = philox_block(seed_lo, seed_hi, crop_stream, round, clock[1], id);
+        y += (int)__umulhi(r.x, 2 * pad + 1) - pad;
+        x += (int)__umulhi(r.y, 2 * pad + 1) - pad;
+    }
+    float v = 0.0f;
+    if (y >= 0 && y < h && x >= 0 && x < w) v = pixels[(((size_t)id * h + y) * w + x) * c + ch];
+    out[e] = fmaf(v, norm[ch], norm[c + ch]);
+}
+
+// out[i] = labels[order[offset + i]], or 2^32 - 1 for an id beyond `total`.
+//   out (n)   labels (total)   order (>= offset + n)   clock (8): word 2 the offset
+// Launch:  one thread per label, block 256.   Traffic: 3n words.   Repeats: exact.   Limits: n < 2^31 - 256.
+KERNEL gather_labels_u32(
+    uint32_t* __restrict__ out,
+    const uint32_t* __restrict__ labels,
+    const uint32_t* __restrict__ order,
+    const uint32_t* __restrict__ clock,
+    int n,
+    uint32_t total
+) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    uint32_t id = order[clock[2] + i];
+    out[i] = id < total ? labels[id] : 0xFFFFFFFFu;
+}

@@ -1,0 +1,258 @@
+// The vocabulary that every kernel file is written in. nvcc compiles it for the GPU; the host compiler
+// compiles the same files against emulator/emu/emu.h for the tests.
+//
+// Two spellings differ from plain CUDA, because the emulator must know every byte of shared memory:
+//     SHARED(float, tile, [32][33]);     a static array, aligned to 16 bytes
+//     DYN_SHARED(float, buffer);         a pointer to the launch's dynamic shared memory, aligned to 16 bytes
+// An entry point is KERNEL name(...) at the start of a line, KERNEL __launch_bounds__(256) name(...)
+// included.
+#pragma once
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <stdint.h>
+
+#define SHARED(T, name, dims) __shared__ __align__(16) T name dims
+// All kernels of a file share one extern array: CUDA has only one dynamic allocation per block anyway.
+#define DYN_SHARED(T, name)                                      \
+    extern __shared__ __align__(16) unsigned char dyn_shared_[]; \
+    T* const name = reinterpret_cast<T*>(dyn_shared_)
+#else
+#include "emu.h"
+#endif
+
+#define KERNEL extern "C" __global__ void
+#define DEVICE __device__ __forceinline__
+
+constexpr unsigned FULL_WARP = 0xffffffffu;
+
+// ---- reductions. The order of every sum is fixed, so the same input gives the same bits on every run ----
+
+// Butterfly over the 32 lanes; every lane gets the same result. All 32 must call.
+template <class T>
+DEVICE T warp_sum(T v) {
+#pragma unroll
+    for (int o = 16; o > 0; o /= 2) v += __shfl_xor_sync(FULL_WARP, v, o);
+    return v;
+}
+
+template <class T>
+DEVICE T warp_max(T v) {
+#pragma unroll
+    for (int o = 16; o > 0; o /= 2) v = max(v, __shfl_xor_sync(FULL_WARP, v, o));
+    return v;
+}
+
+template <class T>
+DEVICE T warp_min(T v) {
+#pragma unroll
+    for (int o = 16; o > 0; o /= 2) v = min(v, __shfl_xor_sync(FULL_WARP, v, o));
+    return v;
+}
+
+// A value and where it stands. A tie goes to the lower index; a NaN never wins against a number.
+struct Best {
+    float value;
+    int index;
+};
+
+DEVICE Best better(Best a, Best b) {
+    bool nan_a = a.value != a.value;
+    bool nan_b = b.value != b.value;
+    bool b_wins = nan_a == nan_b ? b.value > a.value : nan_a;
+    bool tie = nan_a == nan_b && (nan_a || a.value == b.value);
+    return b_wins || (tie && b.index < a.index) ? b : a;
+}
+
+DEVICE Best warp_argmax(Best v) {
+#pragma unroll
+    for (int o = 16; o > 0; o /= 2) {
+        Best other;
+        other.value = __shfl_xor_sync(FULL_WARP, v.value, o);
+        other.index = __shfl_xor_sync(FULL_WARP, v.index, o);
+        v = better(v, other);
+    }
+    return v;
+}
+
+// Over a one-dimensional block whose size is a multiple of 32; every thread gets the same result. All must
+// call. Each warp repeats the second stage for itself, which saves a broadcast. The last barrier lets the
+// next call write.
+template <class T>
+DEVICE T block_sum(T v) {
+    SHARED(T, part, [32]);
+    int lane = threadIdx.x % 32;
+    v = warp_sum(v);
+    if (lane == 0) part[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = warp_sum(lane < blockDim.x / 32 ? part[lane] : T(0));
+    __syncthreads();
+    return v;
+}
+
+template <class T>
+DEVICE T block_max(T v) {
+    SHARED(T, part, [32]);
+    int lane = threadIdx.x % 32;
+    v = warp_max(v);
+    if (lane == 0) part[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = warp_max(part[lane < blockDim.x / 32 ? lane : 0]);
+    __syncthreads();
+    return v;
+}
+
+DEVICE Best block_argmax(Best v) {
+    SHARED(float, value, [32]);
+    SHARED(int, index, [32]);
+    int lane = threadIdx.x % 32;
+    v = warp_argmax(v);
+    if (lane == 0) {
+        value[threadIdx.x / 32] = v.value;
+        index[threadIdx.x / 32] = v.index;
+    }
+    __syncthreads();
+    int from = lane < blockDim.x / 32 ? lane : 0;
+    v = warp_argmax(Best{value[from], index[from]});
+    __syncthreads();
+    return v;
+}
+
+// ---- f32 and bf16 behind one name, for functions that are templates over the stored type ----
+DEVICE float to_float(float x) { return x; }
+DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+DEVICE T from_float(float x);
+template <>
+DEVICE float from_float<float>(float x) {
+    return x;
+}
+template <>
+DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+// ---- 16 bytes at once: 4 floats or 8 bf16. The address must be a multiple of 16 ----
+#ifdef __CUDACC__
+DEVICE uint4 load16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
+DEVICE void store16(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
+#else
+// The place of the call is a default argument, so that a finding names the kernel's line and not this one.
+inline uint4 load16(const void* p, EMU_AT) { return emu::load16(p, file, line); }
+inline void store16(void* p, uint4 v, EMU_AT) { emu::store16(p, v, file, line); }
+#endif
+
+DEVICE float4 as_float4(uint4 v) {
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
+                       __uint_as_float(v.w));
+}
+DEVICE uint4 as_uint4(float4 v) {
+    return make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w));
+}
+
+// Two bf16 in a register, the first in the low half: what tensor cores and 16-byte loads hold.
+DEVICE uint32_t pack_bf16(float low, float high) {
+    uint32_t l = __bfloat16_as_ushort(__float2bfloat16_rn(low));
+    uint32_t h = __bfloat16_as_ushort(__float2bfloat16_rn(high));
+    return l | h << 16;
+}
+DEVICE float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
+DEVICE float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+DEVICE void unpack8(float (&out)[8], uint4 v) {
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = low_bf16(words[i]);
+        out[2 * i + 1] = high_bf16(words[i]);
+    }
+}
+DEVICE uint4 pack8(const float (&x)[8]) {
+    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+                      pack_bf16(x[6], x[7]));
+}
+
+// ---- tensor cores and asynchronous copies: inline PTX for nvcc, an emulation for the host compiler ----
+//
+// mma_bf16     D(16,8) += A(16,16) B(16,8)   a: 8 bf16 a lane, b: 4, d: 4 floats
+// mma_tf32     D(16,8) += A(16,8) B(8,8)     a: 4 floats a lane, b: 2, d: 4 floats
+// ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
+// cp_async16   16 bytes from global to shared memory, or zeros when not valid; both aligned to 16
+// cp_async4    4 bytes, for tiles whose rows are not multiples of 16 bytes
+// cp_commit    closes this thread's group of copies
+// cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
+#ifdef __CUDACC__
+
+DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// .cg: past the L1 cache, which would only be filled with data that is read once.
+DEVICE void cp_async16(void* dst, const void* src, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// .ca: the only form that exists for fewer than 16 bytes.
+DEVICE void cp_async4(void* dst, const void* src, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src),
+                 "r"(valid ? 4 : 0)
+                 : "memory");
+}
+DEVICE void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+DEVICE void cp_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+#else
+
+using emu::mma_bf16;
+using emu::mma_tf32;
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_AT) {
+    emu::ldmatrix(r, row, false, file, line);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_AT) {
+    emu::ldmatrix(r, row, true, file, line);
+}
+inline void cp_async16(void* dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst, src, 16, valid, file, line);
+}
+inline void cp_async4(void* dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst, src, 4, valid, file, line);
+}
+inline void cp_commit() { emu::cp_async_commit(); }
+template <int N>
+inline void cp_wait(EMU_AT) {
+    emu::cp_async_wait(N, file, line);
+}
+
+#endif

@@ -1,0 +1,349 @@
+//! Runs an experiment: data sets × seeds × methods, round by round, resumable after every round.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::config::{Config, Preset, Profile};
+use super::progress::Progress;
+pub use super::progress::Verbosity;
+use super::store::{Manifest, PickRecord, RoundRecord, RunDir, Start, TimingRecord};
+use crate::data::{self, DataDir, Dataset, Pool, PoolIdx, Verify};
+use crate::device::{Device, launch};
+use crate::methods::{self, Query, Round};
+use crate::nn::checkpoint;
+use crate::rng::{Purpose, Rng, lane_of};
+use crate::train::{DeviceData, EpochEnd, Model, Trainer};
+use crate::{Error, Result, report};
+
+/// A resolved command.
+pub struct Plan {
+    /// Random first.
+    pub methods: Vec<&'static methods::Entry>,
+    /// At least one.
+    pub datasets: Vec<&'static data::Entry>,
+    /// Name of the preset.
+    pub preset_id: &'static str,
+    /// The preset.
+    pub preset: Preset,
+    /// clean or repro.
+    pub profile: Profile,
+    /// At least one.
+    pub seeds: Vec<u64>,
+    /// From the file, then from `--set`.
+    pub settings: Vec<(String, toml::Value)>,
+    /// Folder of all results.
+    pub out: PathBuf,
+    /// Folder of all data.
+    pub data_dir: DataDir,
+    /// Replay CUDA graphs.
+    pub graphs: bool,
+    /// How much is said.
+    pub verbosity: Verbosity,
+    /// Set by Ctrl-C.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Plan {
+    fn config(&self, set: &data::Entry) -> Result<Config> {
+        Config::base(set.spec, &self.preset, self.profile).with(&self.settings)
+    }
+
+    /// The folder of this preset and profile.
+    fn folder(&self) -> PathBuf {
+        self.out.join(format!("{}-{}", self.preset_id, self.profile.name()))
+    }
+}
+
+/// What one round costs: images trained on and tested, the unit of progress and estimates.
+fn work(config: &Config, labelled: usize, test: usize) -> u64 {
+    u64::from(config.train.epochs) * (labelled as u64 + test as u64 / TEST_IS_CHEAPER)
+}
+
+/// A test image costs about a third of a training image: one pass of three.
+const TEST_IS_CHEAPER: u64 = 3;
+
+/// The plan in words: round sizes, settings and an estimate measured on this device.
+pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
+    let mut text = String::new();
+    let rate = measure(device)?;
+    let mut total = 0;
+    for set in &plan.datasets {
+        let config = plan.config(set)?;
+        let spec = set.spec;
+        let targets = config.budget.targets(spec.train_len)?;
+        let one: u64 = targets.iter().map(|t| work(&config, *t, spec.test_len)).sum();
+        let start = targets.first().map_or(0, |t| work(&config, *t, spec.test_len));
+        let methods = plan.methods.len() as u64;
+        let sum = plan.seeds.len() as u64 * (methods * one - (methods - 1) * start);
+        total += sum;
+        let names: Vec<&str> = plan.methods.iter().map(|m| m.id).collect();
+        let _ = writeln!(text, "{} ({} profile, {} preset)", spec.id, plan.profile.name(), plan.preset_id);
+        let _ = writeln!(text, "  methods   {}", names.join(", "));
+        let _ = writeln!(text, "  seeds     {:?}", plan.seeds);
+        let _ = writeln!(text, "  labelled  {targets:?} of {}", spec.train_len);
+        let _ = writeln!(text, "  results   {}", plan.folder().join(spec.id).display());
+        let toml = toml::to_string(&config).unwrap_or_default();
+        let _ = writeln!(text, "  settings (change with --set table.key=value)");
+        for line in toml.lines().filter(|l| !l.is_empty()) {
+            let _ = writeln!(text, "    {line}");
+        }
+    }
+    let seconds = total as f64 / rate;
+    let _ = writeln!(
+        text,
+        "estimate    about {} on {} at {rate:.0} training images/s, selection not counted",
+        human(seconds),
+        device.name()
+    );
+    Ok(text)
+}
+
+/// Seconds as people say them.
+fn human(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+/// Training images per second of a short run on generated images.
+fn measure(device: &Device) -> Result<f64> {
+    let spec = &data::synthetic::SPEC;
+    let images = data::synthetic::generate(1, data::synthetic::Split::Train, 1024);
+    let labels: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(images.labels.iter().copied()).collect();
+    let data = DeviceData::new(device, &Dataset::new(spec, images.clone(), images))?;
+    let preset = Preset::find("smoke")?.1;
+    let config = Config::base(spec, &preset, Profile::Clean);
+    let trainer = Trainer {
+        data: &data,
+        recipe: &config.train,
+        eval_batch: config.eval.batch,
+        graphs: true,
+        seed: 0,
+        on_epoch: &|_| Ok(()),
+    };
+    let fit = trainer.fit(0, &labels)?;
+    Ok(f64::from(config.train.epochs) * 1024.0 / fit.training_s.max(1e-6))
+}
+
+/// Runs everything that is not on disk yet; returns the tables.
+pub fn run(plan: &Plan, device: &Device) -> Result<String> {
+    // Refuse a wrong plan before any data is read or any file written.
+    let mut total = 0;
+    for set in &plan.datasets {
+        let config = plan.config(set)?;
+        let targets = config.budget.targets(set.spec.train_len)?;
+        let one: u64 = targets.iter().map(|t| work(&config, *t, set.spec.test_len)).sum();
+        total += one * (plan.methods.len() * plan.seeds.len()) as u64;
+    }
+    let progress = Progress::new(plan.verbosity, total);
+    let mut text = String::new();
+    for set in &plan.datasets {
+        let host = (set.load)(&plan.data_dir, Verify::Official)?;
+        let one = Experiment {
+            plan,
+            config: plan.config(set)?,
+            data: DeviceData::new(device, &host)?,
+            labels: host.train.labels.as_slice().into(),
+            fingerprint: host.fingerprint.clone(),
+            progress: &progress,
+        };
+        drop(host);
+        for seed in &plan.seeds {
+            for method in &plan.methods {
+                one.run(method, *seed)?;
+            }
+        }
+        text += &report::write_all(&plan.folder().join(set.spec.id), &|id| {
+            methods::METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
+        })?;
+        text.push('\n');
+    }
+    progress.finish();
+    Ok(text)
+}
+
+/// One data set's part of a plan.
+struct Experiment<'a> {
+    plan: &'a Plan,
+    config: Config,
+    data: DeviceData,
+    labels: Arc<[u32]>,
+    fingerprint: String,
+    progress: &'a Progress,
+}
+
+/// What a round leaves behind.
+struct Done {
+    record: RoundRecord,
+    timing: TimingRecord,
+    model: Model,
+}
+
+impl Experiment<'_> {
+    fn manifest(&self, method: &str, seed: u64) -> Result<Manifest> {
+        let config = serde_json::to_value(&self.config)
+            .map_err(|e| Error::Config { key: "config".into(), why: e.to_string() })?;
+        let device = &self.data.device;
+        Ok(Manifest {
+            method: method.into(),
+            dataset: self.data.spec.id.into(),
+            preset: self.plan.preset_id.into(),
+            profile: self.plan.profile.name().into(),
+            seed,
+            config,
+            model: "lenet".into(),
+            precision: "f32".into(),
+            data_fingerprint: self.fingerprint.clone(),
+            device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
+            device: device.name(),
+            driver: device.driver(),
+            threads: rayon::current_num_threads(),
+            commit: launch::COMMIT.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
+    }
+
+    fn run(&self, method: &methods::Entry, seed: u64) -> Result<()> {
+        let (plan, spec) = (self.plan, self.data.spec);
+        let targets = self.config.budget.targets(self.labels.len())?;
+        let cost = |t: usize| work(&self.config, t, spec.test_len);
+        let folder = plan.folder().join(spec.id).join(method.id).join(format!("seed-{seed}"));
+        let mut dir = RunDir::open(&folder, &self.manifest(method.id, seed)?)?;
+        let finished = dir.finished_rounds();
+        self.progress.skip(targets.iter().take(finished).map(|t| cost(*t)).sum());
+        if finished >= targets.len() {
+            return Ok(());
+        }
+        let mut pool = Pool::new(self.labels.clone())?;
+        for picks in dir.picks()? {
+            pool.reveal(&picks.ids.iter().map(|i| PoolIdx(*i)).collect::<Vec<_>>())?;
+        }
+        let mut chooser = (method.make)();
+        let mut model = None;
+        if finished > 0 {
+            chooser.restore(dir.method_state())?;
+            let mut last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
+            checkpoint::from_bytes(&mut last.params, &dir.model_bytes()?)?;
+            model = Some(last);
+        }
+        for (round, target) in targets.iter().enumerate().skip(finished) {
+            let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
+            self.progress.round(&what, self.config.train.epochs);
+            let start = Instant::now();
+            let picks = match &model {
+                None => pool.start_set(Rng::new(seed), *target)?,
+                Some(m) => self.select(method, &mut *chooser, &pool, m, seed, round, target - pool.labelled().len())?,
+            };
+            let selection_s = if round == 0 { 0.0 } else { start.elapsed().as_secs_f64() };
+            pool.reveal(&picks)?;
+            let mut done = match round {
+                0 => self.start_round(&pool, &mut *chooser, seed)?,
+                _ => self.train(&pool, &mut *chooser, seed, round, &what)?,
+            };
+            done.timing.selection_s = selection_s;
+            let ids = picks.iter().map(|p| p.0).collect();
+            let pick = PickRecord { round, ids };
+            let bytes = checkpoint::to_bytes(&done.model.params)?;
+            dir.commit_round(&done.record, &pick, &done.timing, chooser.save(), &bytes)?;
+            let last = done.record.correct.last().copied().unwrap_or(0);
+            self.progress.line(&format!(
+                "{what}: {:.2} % after {} epochs, selection {:.2} s, training {:.1} s",
+                100.0 * f64::from(last) / spec.test_len.max(1) as f64,
+                done.record.correct.len(),
+                done.timing.selection_s,
+                done.timing.training_s
+            ));
+            model = Some(done.model);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn select(
+        &self,
+        method: &methods::Entry,
+        chooser: &mut dyn methods::Method,
+        pool: &Pool,
+        model: &Model,
+        seed: u64,
+        round: usize,
+        n: usize,
+    ) -> Result<Vec<PoolIdx>> {
+        let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
+        let view = crate::ops::View::plain(&self.data.device, self.data.spec.mean, self.data.spec.std)?;
+        let query = Query::new(pool, &self.data.train, model, &view, self.config.eval.batch, rng);
+        let picks = chooser.select(&query, n)?;
+        self.data.device.synchronize()?;
+        methods::check_picks(method.id, &picks, pool.unlabelled(), n)?;
+        Ok(picks)
+    }
+
+    /// Round 0 is the same for every method with the plain recipe: trained once per seed, then taken from disk.
+    fn start_round(&self, pool: &Pool, chooser: &mut dyn methods::Method, seed: u64) -> Result<Done> {
+        let folder = self.plan.folder().join(self.data.spec.id).join("start").join(format!("seed-{seed}"));
+        let start = Start::open(&folder, &self.manifest("start", seed)?)?;
+        if let Some((record, timing, bytes)) = start.read()? {
+            let mut model = Model::fresh(&self.data, seed, 0)?;
+            checkpoint::from_bytes(&mut model.params, &bytes)?;
+            self.progress.skip(work(&self.config, pool.labelled().len(), self.data.spec.test_len));
+            return Ok(Done { record, timing, model });
+        }
+        let what = format!("{} seed {seed} · shared start", self.data.spec.id);
+        let done = self.train(pool, chooser, seed, 0, &what)?;
+        start.write(&done.record, &done.timing, &checkpoint::to_bytes(&done.model.params)?)?;
+        Ok(done)
+    }
+
+    fn train(
+        &self,
+        pool: &Pool,
+        chooser: &mut dyn methods::Method,
+        seed: u64,
+        round: usize,
+        what: &str,
+    ) -> Result<Done> {
+        let missing = || Error::Data { path: "pool".into(), why: "a labelled example has no label".into() };
+        let labelled = pool
+            .labelled()
+            .iter()
+            .map(|id| Ok((*id, pool.label(*id).ok_or_else(missing)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let each = work(&self.config, labelled.len(), self.data.spec.test_len) / u64::from(self.config.train.epochs);
+        let seen = Cell::new(0u32);
+        let on_epoch = |e: &EpochEnd| {
+            seen.set(seen.get() + 1);
+            self.progress.epoch(e, self.data.spec.test_len, each);
+            if self.plan.stop.load(Ordering::Relaxed) {
+                self.progress.finish();
+                let resume = format!("{what} stopped in epoch {}; the same command goes on after the last finished round", e.epoch + 1);
+                return Err(Error::Interrupted { resume });
+            }
+            Ok(())
+        };
+        let trainer = Trainer {
+            data: &self.data,
+            recipe: &self.config.train,
+            eval_batch: self.config.eval.batch,
+            graphs: self.plan.graphs,
+            seed,
+            on_epoch: &on_epoch,
+        };
+        let fit = chooser.fit(&Round { trainer: &trainer, number: round as u32, labelled: &labelled })?;
+        let record = RoundRecord {
+            round,
+            labelled: labelled.len(),
+            test_size: self.data.spec.test_len,
+            correct: fit.correct,
+            loss: fit.loss,
+        };
+        let timing =
+            TimingRecord { round, selection_s: 0.0, training_s: fit.training_s, evaluation_s: fit.evaluation_s };
+        Ok(Done { record, timing, model: fit.model })
+    }
+}

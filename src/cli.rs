@@ -1,0 +1,388 @@
+//! What was typed → what it means. Results go to stdout, progress and messages to stderr.
+//!
+//! Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted (everything finished is on disk).
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::bench::config::{self, Preset, Profile};
+use crate::bench::runner::{self, Plan, Verbosity};
+use crate::data::{self, DataDir, FetchOptions, Presence};
+use crate::device::{self, Choice, Cuda};
+use crate::methods::{self, METHODS};
+use crate::{Error, report};
+
+/// A hand-written CUDA compute engine for deep active learning; the same program runs on a CPU.
+#[derive(Parser)]
+#[command(
+    name = "dalcore",
+    version = version(),
+    after_help = "Start with:  dalcore bench --method coreset\n\
+                  It needs no data and no GPU, takes under a minute and ends with a table and runs/…/report.html.",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print a line per round even when stderr is not a terminal
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run methods on data sets round by round and compare them with random sampling (resumable)
+    Bench(BenchArgs),
+    /// Write table, CSV, figure and page again from the files of earlier runs
+    Report {
+        /// The folder of one preset and profile, for instance runs/quick-clean
+        #[arg(default_value = "runs/quick-clean")]
+        folder: PathBuf,
+    },
+    /// List the selection methods
+    Methods,
+    /// List, download and check data sets
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Say which device would be used and, if it is not CUDA, exactly why
+    Device,
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args, Clone)]
+struct DataDirArg {
+    /// Folder of the data sets [default: the cache folder of this user, e.g. ~/.cache/dalcore]
+    #[arg(long, env = "DALCORE_DATA", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Which data sets there are, and whether they are on this machine
+    List(DataDirArg),
+    /// Download a data set, resuming and verifying
+    Fetch {
+        /// Its name, for instance mnist
+        dataset: String,
+        #[command(flatten)]
+        dir: DataDirArg,
+        /// A folder on the web to try first (repeatable)
+        #[arg(long, value_name = "URL")]
+        mirror: Vec<String>,
+    },
+    /// Check the files of a data set (all of them when none is named)
+    Verify {
+        /// Its name
+        dataset: Option<String>,
+        #[command(flatten)]
+        dir: DataDirArg,
+    },
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore bench --method coreset\n  \
+    dalcore bench -m coreset,least-confidence -d mnist --preset paper --profile repro --seeds 2\n  \
+    dalcore bench -m coreset --set train.lr=0.05 --set budget.end=10 --dry-run\n\n\
+    Presets: paper = the paper's budgets and epochs, five seeds; quick = five budgets, a third of the epochs, one\n\
+    seed; smoke = two rounds of two epochs. Starting the same command again resumes where it stopped.")]
+struct BenchArgs {
+    /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: all]
+    #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
+    methods: Vec<String>,
+    /// Data set; repeatable or comma-separated [default: synthetic]
+    #[arg(short, long = "dataset", value_delimiter = ',', value_name = "NAME")]
+    datasets: Vec<String>,
+    /// paper, quick or smoke [default: quick]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// clean (no known bugs) or repro (what most probably made the published numbers) [default: clean]
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Run the first N of the seeds 10, 20, 30, … [default: the preset's]
+    #[arg(long, value_name = "N", conflicts_with = "seed")]
+    seeds: Option<usize>,
+    /// Run these seeds
+    #[arg(long, value_delimiter = ',', value_name = "SEED")]
+    seed: Vec<u64>,
+    /// Folder for results [default: runs]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// CPU threads; never changes a result [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// TOML file with any of these options and the tables train, eval, budget, report
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the plan with round sizes and an estimate of the time, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Launch every kernel by itself instead of replaying CUDA graphs; the results are the same bytes
+    #[arg(long)]
+    no_graph: bool,
+    #[command(flatten)]
+    dir: DataDirArg,
+}
+
+/// Keys of a configuration file; the tables are settings as after `--set`.
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    methods: Vec<String>,
+    datasets: Vec<String>,
+    preset: Option<String>,
+    profile: Option<String>,
+    seeds: Option<usize>,
+    seed: Vec<u64>,
+    out: Option<PathBuf>,
+    device: Option<String>,
+    threads: Option<usize>,
+    train: toml::Table,
+    eval: toml::Table,
+    budget: toml::Table,
+    report: toml::Table,
+}
+
+/// Version, commit and CUDA architectures.
+pub fn version() -> &'static str {
+    use crate::device::launch::{ARCHITECTURES, COMMIT};
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    TEXT.get_or_init(|| {
+        let cuda = if ARCHITECTURES.is_empty() { "CPU only, built without nvcc" } else { ARCHITECTURES };
+        format!("{} (commit {COMMIT}, CUDA architectures: {cuda})", env!("CARGO_PKG_VERSION"))
+    })
+}
+
+/// Parses the command line, runs it, prints an error once, and gives the exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(match e.downcast_ref::<Error>() {
+                Some(Error::Interrupted { .. }) => 130,
+                Some(e) if e.is_misuse() => 2,
+                _ => 1,
+            })
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<()> {
+    let verbosity = match (cli.quiet, cli.verbose, std::io::stderr().is_terminal()) {
+        (true, ..) => Verbosity::Quiet,
+        (_, true, false) => Verbosity::Lines,
+        (_, _, false) => Verbosity::Quiet,
+        _ => Verbosity::Bars,
+    };
+    match &cli.command {
+        Command::Bench(args) => bench(args, verbosity),
+        Command::Report { folder } => {
+            print!("{}", report::write_tree(folder, &paper_name)?);
+            Ok(())
+        }
+        Command::Methods => {
+            println!("{:<18} {:<18} about", "method", "in the paper");
+            for m in METHODS {
+                println!("{:<18} {:<18} {}", m.id, m.paper_name, m.about);
+            }
+            Ok(())
+        }
+        Command::Data { command } => data_command(command, cli.quiet),
+        Command::Device => device_command(),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "dalcore", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn paper_name(id: &str) -> String {
+    METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
+}
+
+fn misuse(key: &str, why: impl Into<String>) -> Error {
+    Error::Config { key: key.into(), why: why.into() }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<File> {
+    let text = std::fs::read_to_string(path).map_err(|e| misuse("--config", format!("{}: {e}", path.display())))?;
+    toml::from_str(&text)
+        .map_err(|e| misuse("--config", format!("{}: {}", path.display(), e.to_string().trim())).into())
+}
+
+fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    let chosen = |typed: &[String], from_file: &[String], default: &[&str]| -> Vec<String> {
+        let first = [typed, from_file].into_iter().find(|v| !v.is_empty());
+        first.map_or_else(|| default.iter().map(|s| s.to_string()).collect(), <[String]>::to_vec)
+    };
+    let all: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
+    let mut entries = vec![methods::find("random")?];
+    for name in chosen(&args.methods, &file.methods, &all) {
+        let entry = methods::find(&name)?;
+        if !entries.iter().any(|e| e.id == entry.id) {
+            entries.push(entry);
+        }
+    }
+    let mut sets: Vec<&'static data::Entry> = Vec::new();
+    for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
+        let entry = data::find(&name)?;
+        if !sets.iter().any(|e| e.spec.id == entry.spec.id) {
+            sets.push(entry);
+        }
+    }
+    let (preset_id, preset) = Preset::find(args.preset.as_deref().or(file.preset.as_deref()).unwrap_or("quick"))?;
+    let profile = match args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean") {
+        "clean" => Profile::Clean,
+        "repro" => Profile::Repro,
+        other => return Err(crate::names::unknown("--profile", other, ["clean", "repro"].into_iter()).into()),
+    };
+    let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {
+        (s, ..) if !s.is_empty() => s.clone(),
+        (_, Some(n), ..) => config::standard_seeds(n),
+        (_, _, s, _) if !s.is_empty() => s.clone(),
+        (.., n) => config::standard_seeds(n.unwrap_or(preset.seeds)),
+    };
+    if seeds.is_empty() {
+        return Err(misuse("--seeds", "at least one seed is needed").into());
+    }
+    let mut settings = Vec::new();
+    for (name, table) in [("train", &file.train), ("eval", &file.eval), ("budget", &file.budget), ("report", &file.report)] {
+        settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
+    }
+    for text in &args.set {
+        settings.push(config::parse_setting(text)?);
+    }
+    if let Some(n) = args.threads.or(file.threads) {
+        if n == 0 {
+            return Err(misuse("--threads", "at least one thread is needed").into());
+        }
+        device::cpu::set_threads(n)?;
+    }
+    let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    // A second Ctrl-C ends the program at once; the files are sound at every moment.
+    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
+        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
+        .context("cannot watch for Ctrl-C")?;
+    let plan = Plan {
+        methods: entries,
+        datasets: sets,
+        preset_id,
+        preset,
+        profile,
+        seeds,
+        settings,
+        out: args.out.clone().or(file.out).unwrap_or_else(|| "runs".into()),
+        data_dir: DataDir::resolve(args.dir.data_dir.as_deref())?,
+        graphs: !args.no_graph,
+        verbosity,
+        stop,
+    };
+    if args.dry_run {
+        print!("{}", runner::describe(&plan, &device.open()?)?);
+        return Ok(());
+    }
+    print!("{}", runner::run(&plan, &device.open()?)?);
+    Ok(())
+}
+
+fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
+    let resolve = |d: &DataDirArg| DataDir::resolve(d.data_dir.as_deref());
+    match command {
+        DataCommand::List(dir) => {
+            let dir = resolve(dir)?;
+            println!("{:<12} {:>14} {:>8}  {:<44} about", "data set", "train / test", "classes", "where");
+            for row in data::list(&dir) {
+                let spec = row.entry.spec;
+                let place = match row.presence {
+                    Presence::BuiltIn => "built in".to_string(),
+                    Presence::Present(p) => format!("{} ({:.1} MiB)", p.display(), row.bytes as f64 / 1048576.0),
+                    Presence::Missing(_) => format!("absent: dalcore data fetch {}", spec.id),
+                };
+                let sizes = format!("{} / {}", spec.train_len, spec.test_len);
+                println!("{:<12} {sizes:>14} {:>8}  {place:<44} {}", spec.id, spec.classes, spec.about);
+            }
+            println!("folder: {} (from {})", dir.path.display(), dir.chosen_by);
+        }
+        DataCommand::Fetch { dataset, dir, mirror } => {
+            let (entry, dir) = (data::find(dataset)?, resolve(dir)?);
+            let options = FetchOptions { mirrors: mirror.clone(), quiet, ..FetchOptions::default() };
+            for file in data::fetch(entry, &dir, &options)? {
+                println!("{file}");
+            }
+        }
+        DataCommand::Verify { dataset, dir } => {
+            let dir = resolve(dir)?;
+            let entries: Vec<&data::Entry> = match dataset {
+                Some(name) => vec![data::find(name)?],
+                None => data::DATASETS.iter().collect(),
+            };
+            let mut bad = 0;
+            for entry in entries {
+                if entry.files.is_empty() {
+                    println!("{:<10} built in, nothing to check", entry.spec.id);
+                }
+                for f in data::verify(entry, &dir) {
+                    match &f.verdict {
+                        Ok(()) => println!("{:<10} {:<28} ok", entry.spec.id, f.name),
+                        Err(e) => {
+                            bad += 1;
+                            println!("{:<10} {:<28} {e}", entry.spec.id, f.name);
+                        }
+                    }
+                }
+            }
+            anyhow::ensure!(bad == 0, "{bad} files are missing or wrong (see above)");
+        }
+    }
+    Ok(())
+}
+
+fn device_command() -> anyhow::Result<()> {
+    println!("CPU: {}, {} threads", device::cpu::name(), rayon::current_num_threads());
+    match Cuda::open(0) {
+        Ok(c) => {
+            let (major, minor) = c.capability();
+            let (free, total) = c.memory()?;
+            println!(
+                "CUDA: {}, compute capability {major}.{minor}, {} multiprocessors, {} of {} MiB free, driver {}",
+                c.name(),
+                c.multiprocessors(),
+                free >> 20,
+                total >> 20,
+                c.driver_version()
+            );
+            println!("--device auto uses CUDA");
+        }
+        Err(why) => {
+            println!("CUDA: not used, because {why}");
+            println!("--device auto uses the CPU");
+        }
+    }
+    Ok(())
+}

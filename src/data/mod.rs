@@ -1,0 +1,559 @@
+//! Data sets on the host, the one table of them, and the pool of labelled and unlabelled examples.
+//!
+//! To add a data set: one new file with its [`Spec`] and a loader, and one row in [`DATASETS`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
+
+pub mod fetch;
+pub mod mnist;
+pub mod synthetic;
+
+pub use fetch::{FetchOptions, fetch};
+
+/// Images of one split with their labels, on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Number of images.
+    pub n: usize,
+    /// Height in pixels.
+    pub h: usize,
+    /// Width in pixels.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+    /// Pixels, (N, H, W, C), 0 to 255.
+    pub pixels: Vec<u8>,
+    /// Labels, (N), below the number of classes.
+    pub labels: Vec<u32>,
+}
+
+impl Images {
+    /// How many examples each of `classes` classes has. Labels beyond are not counted.
+    pub fn histogram(&self, classes: usize) -> Vec<usize> {
+        let mut count = vec![0; classes];
+        for &label in &self.labels {
+            if let Some(c) = count.get_mut(label as usize) {
+                *c += 1;
+            }
+        }
+        count
+    }
+}
+
+/// A data set in memory.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// Its constants.
+    pub spec: &'static Spec,
+    /// The pool.
+    pub train: Images,
+    /// The test set.
+    pub test: Images,
+    /// Sha-256 of the decoded content, in hexadecimal; goes into manifests.
+    pub fingerprint: String,
+}
+
+impl Dataset {
+    /// Put two splits together and take their fingerprint.
+    pub fn new(spec: &'static Spec, train: Images, test: Images) -> Dataset {
+        let mut sha = Sha256::new();
+        for images in [&train, &test] {
+            for size in [images.n, images.h, images.w, images.c] {
+                sha.update((size as u64).to_le_bytes());
+            }
+            sha.update(&images.pixels);
+            for label in &images.labels {
+                sha.update(label.to_le_bytes());
+            }
+        }
+        Dataset {
+            spec,
+            train,
+            test,
+            fingerprint: hex(&sha.finalize()),
+        }
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Which network the paper trains on a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// The LeNet variant of METHODS 1.1.
+    LeNet,
+}
+
+/// Whether training images are mirrored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flip {
+    /// Never: a mirrored digit or sign is a different one.
+    Never,
+    /// Left to right with probability one half.
+    Half,
+}
+
+/// What happens to a training image before it is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Augment {
+    /// Pad with this many black pixels on every side, then crop at random to the old size. 0: no crop.
+    pub crop_pad: usize,
+    /// Mirroring.
+    pub flip: Flip,
+}
+
+/// Labelling budgets in percent of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// The random start set.
+    pub start: u32,
+    /// Added per round.
+    pub query: u32,
+    /// Where to stop.
+    pub end: u32,
+}
+
+impl Budgets {
+    /// Size of the labelled set at the end of each round, for a pool of `n`: floor(percent·n / 100). A zero
+    /// `query` gives the start set only.
+    pub fn targets(&self, n: usize) -> Vec<usize> {
+        let step = if self.query == 0 {
+            usize::MAX
+        } else {
+            self.query as usize
+        };
+        (self.start..=self.end)
+            .step_by(step)
+            .map(|percent| percent as usize * n / 100)
+            .collect()
+    }
+}
+
+/// The constants of a data set: what it is and how the paper trains on it.
+#[derive(Debug)]
+pub struct Spec {
+    /// Name on the command line and in results.
+    pub id: &'static str,
+    /// Name in the paper.
+    pub paper_name: &'static str,
+    /// One line for help and README.
+    pub about: &'static str,
+    /// Number of classes.
+    pub classes: usize,
+    /// Height in pixels.
+    pub h: usize,
+    /// Width in pixels.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+    /// Size of the pool.
+    pub train_len: usize,
+    /// Size of the test set.
+    pub test_len: usize,
+    /// Mean per channel, in units of white.
+    pub mean: &'static [f32],
+    /// Standard deviation per channel, in units of white.
+    pub std: &'static [f32],
+    /// Training transform of the profile `clean`.
+    pub clean: Augment,
+    /// Training transform of the profile `repro`.
+    pub repro: Augment,
+    /// Batch size of training.
+    pub batch_train: usize,
+    /// Batch size of evaluation.
+    pub batch_test: usize,
+    /// The network.
+    pub model: Model,
+    /// Labelling budgets.
+    pub budgets: Budgets,
+    /// Epochs per round.
+    pub epochs: u32,
+    /// Epochs at which the learning rate falls to a tenth.
+    pub milestones: &'static [u32],
+}
+
+/// How closely the files of a data set are checked before they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// The content must have the published checksum and the published size.
+    Official,
+    /// The format and the agreement between images and labels only; any number of images of any size.
+    ShapeOnly,
+}
+
+/// A file that can be downloaded: gzipped at its mirrors, accepted on disk gzipped or not.
+#[derive(Debug)]
+pub struct RemoteFile {
+    /// Name at the mirrors, with `.gz`.
+    pub name: &'static str,
+    /// Bytes of the download.
+    pub len: u64,
+    /// Sha-256 of the download.
+    pub sha256: &'static str,
+    /// Bytes after decompression.
+    pub raw_len: u64,
+    /// Sha-256 after decompression. This is what loading checks, so another compressor's file is as good.
+    pub raw_sha256: &'static str,
+}
+
+impl RemoteFile {
+    /// Name on disk when it is not compressed.
+    pub fn raw_name(&self) -> &'static str {
+        self.name.strip_suffix(".gz").unwrap_or(self.name)
+    }
+}
+
+/// A row of the table of data sets.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its constants.
+    pub spec: &'static Spec,
+    /// Read or generate it.
+    pub load: fn(&DataDir, Verify) -> Result<Dataset>,
+    /// What `dalcore data fetch` downloads; empty for a built-in set.
+    pub files: &'static [RemoteFile],
+    /// Folders on the web that hold these files, tried in this order.
+    pub mirrors: &'static [&'static str],
+}
+
+/// Every data set. Command line, help and documentation read this table.
+pub static DATASETS: &[Entry] = &[
+    Entry {
+        spec: &synthetic::SPEC,
+        load: synthetic::load,
+        files: &[],
+        mirrors: &[],
+    },
+    Entry {
+        spec: &mnist::SPEC,
+        load: mnist::load,
+        files: &mnist::FILES,
+        mirrors: &mnist::MIRRORS,
+    },
+];
+
+/// Look a data set up by name, ignoring case, `-` and `_`. An unknown name is answered with the nearest one.
+pub fn find(name: &str) -> Result<&'static Entry> {
+    let plain = |s: &str| {
+        s.chars()
+            .filter(|c| !matches!(c, '-' | '_'))
+            .collect::<String>()
+            .to_lowercase()
+    };
+    let wanted = plain(name);
+    if let Some(entry) = DATASETS.iter().find(|e| {
+        [e.spec.id, e.spec.paper_name]
+            .iter()
+            .any(|s| plain(s) == wanted)
+    }) {
+        return Ok(entry);
+    }
+    let nearest = DATASETS
+        .iter()
+        .map(|e| {
+            (
+                strsim::damerau_levenshtein(&wanted, &plain(e.spec.id)),
+                e.spec.id,
+            )
+        })
+        .min()
+        .filter(|(distance, id)| *distance <= id.len() / 2)
+        .map_or(String::new(), |(_, id)| format!("did you mean `{id}`? "));
+    let known: Vec<_> = DATASETS.iter().map(|e| e.spec.id).collect();
+    Err(Error::Config {
+        key: "dataset".into(),
+        why: format!(
+            "there is no data set `{name}`; {nearest}Known: {}",
+            known.join(", ")
+        ),
+    })
+}
+
+/// The folder that holds downloaded data sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataDir {
+    /// The folder. It need not exist yet.
+    pub path: PathBuf,
+    /// What chose it, for messages: `--data-dir`, `DALCORE_DATA` or `the cache folder`.
+    pub chosen_by: &'static str,
+}
+
+impl DataDir {
+    /// `--data-dir` if given, else `DALCORE_DATA`, else the user's cache folder.
+    pub fn resolve(argument: Option<&Path>) -> Result<DataDir> {
+        DataDir::resolve_with(argument, |name| std::env::var_os(name))
+    }
+
+    /// [`DataDir::resolve`] with another environment.
+    pub fn resolve_with(
+        argument: Option<&Path>,
+        env: impl Fn(&str) -> Option<std::ffi::OsString>,
+    ) -> Result<DataDir> {
+        let env = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        // The XDG rules say to ignore a relative path.
+        let absolute = |name: &str| env(name).filter(|p| p.is_absolute());
+        if let Some(path) = argument {
+            return Ok(DataDir::at(path));
+        }
+        if let Some(path) = env("DALCORE_DATA") {
+            return Ok(DataDir {
+                path,
+                chosen_by: "DALCORE_DATA",
+            });
+        }
+        let cache = absolute("XDG_CACHE_HOME").or_else(|| {
+            if cfg!(windows) {
+                return absolute("LOCALAPPDATA");
+            }
+            let below_home = if cfg!(target_os = "macos") {
+                "Library/Caches"
+            } else {
+                ".cache"
+            };
+            absolute("HOME").map(|home| home.join(below_home))
+        });
+        let cache = cache.ok_or_else(|| Error::Config {
+            key: "--data-dir".into(),
+            why: "no folder for data: neither DALCORE_DATA nor XDG_CACHE_HOME nor a home folder is set; \
+                  name one with --data-dir"
+                .into(),
+        })?;
+        Ok(DataDir {
+            path: cache.join("dalcore"),
+            chosen_by: "the cache folder",
+        })
+    }
+
+    /// A folder named by the caller.
+    pub fn at(path: impl Into<PathBuf>) -> DataDir {
+        DataDir {
+            path: path.into(),
+            chosen_by: "--data-dir",
+        }
+    }
+
+    /// Where a file of data set `id` may lie, in the order in which they are looked at.
+    pub fn candidates(&self, id: &str, file: &RemoteFile) -> [PathBuf; 4] {
+        let own = self.path.join(id);
+        [
+            own.join(file.name),
+            own.join(file.raw_name()),
+            self.path.join(file.name),
+            self.path.join(file.raw_name()),
+        ]
+    }
+
+    /// The first candidate that exists.
+    pub fn locate(&self, id: &str, file: &RemoteFile) -> Option<PathBuf> {
+        self.candidates(id, file).into_iter().find(|p| p.is_file())
+    }
+}
+
+/// What `dalcore data verify` found out about one file.
+#[derive(Debug)]
+pub struct FileStatus {
+    /// Name at the mirrors.
+    pub name: &'static str,
+    /// Where it lies, if it was found.
+    pub path: Option<PathBuf>,
+    /// Nothing, or what is wrong with it and how to mend it.
+    pub verdict: Result<()>,
+}
+
+/// Check every file of a data set against its published checksum. Empty for a built-in set.
+pub fn verify(entry: &Entry, dir: &DataDir) -> Vec<FileStatus> {
+    let check = |file: &'static RemoteFile| {
+        let path = dir.locate(entry.spec.id, file);
+        let verdict = mnist::read(dir, entry.spec.id, file, Verify::Official).map(|_| ());
+        FileStatus {
+            name: file.name,
+            path,
+            verdict,
+        }
+    };
+    entry.files.iter().map(check).collect()
+}
+
+/// Whether a data set can be used right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Generated, nothing to download.
+    BuiltIn,
+    /// All files exist (their content is not checked), with the folder of the first.
+    Present(PathBuf),
+    /// These files are missing.
+    Missing(Vec<&'static str>),
+}
+
+/// A row of `dalcore data list`.
+#[derive(Debug)]
+pub struct Listing {
+    /// The data set.
+    pub entry: &'static Entry,
+    /// Where it is.
+    pub presence: Presence,
+    /// Bytes on disk, of the files that were found.
+    pub bytes: u64,
+}
+
+/// Every data set, whether it is present, where, and its size on disk.
+pub fn list(dir: &DataDir) -> Vec<Listing> {
+    let row = |entry: &'static Entry| {
+        let found: Vec<_> = entry
+            .files
+            .iter()
+            .map(|f| (f, dir.locate(entry.spec.id, f)))
+            .collect();
+        let missing: Vec<_> = found
+            .iter()
+            .filter(|(_, p)| p.is_none())
+            .map(|(f, _)| f.name)
+            .collect();
+        let paths: Vec<&PathBuf> = found.iter().filter_map(|(_, p)| p.as_ref()).collect();
+        let bytes = paths
+            .iter()
+            .filter_map(|p| p.metadata().ok())
+            .map(|m| m.len())
+            .sum();
+        let presence = match paths.first().and_then(|p| p.parent()) {
+            _ if entry.files.is_empty() => Presence::BuiltIn,
+            Some(folder) if missing.is_empty() => Presence::Present(folder.to_path_buf()),
+            _ => Presence::Missing(missing),
+        };
+        Listing {
+            entry,
+            presence,
+            bytes,
+        }
+    };
+    DATASETS.iter().map(row).collect()
+}
+
+/// The number of an example in the training pool. A row number of some matrix is not one: the two must not mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolIdx(pub u32);
+
+impl PoolIdx {
+    /// As an index into per-example arrays.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Which examples are labelled. The label of any other one cannot be reached.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    labels: Arc<[u32]>,
+    known: Vec<bool>,
+    labelled: Vec<PoolIdx>,
+    unlabelled: Vec<PoolIdx>,
+}
+
+impl Pool {
+    /// A pool in which nothing is labelled yet. Ids are 32 bits wide, so more examples are refused.
+    pub fn new(labels: Arc<[u32]>) -> Result<Pool> {
+        let n = u32::try_from(labels.len())
+            .map_err(|_| refused(format!("{} examples are too many", labels.len())))?;
+        Ok(Pool {
+            known: vec![false; labels.len()],
+            labels,
+            labelled: Vec::new(),
+            unlabelled: (0..n).map(PoolIdx).collect(),
+        })
+    }
+
+    /// The random start set: the first `size` of a permutation that depends on the run's seed alone, ascending.
+    pub fn start_set(&self, rng: Rng, size: usize) -> Result<Vec<PoolIdx>> {
+        if size > self.len() {
+            return Err(refused(format!(
+                "a start set of {size} is larger than the pool of {}",
+                self.len()
+            )));
+        }
+        let order = rng.at(Purpose::StartSet, 0, 0).permutation(self.len());
+        let mut start: Vec<_> = order.into_iter().take(size).map(PoolIdx).collect();
+        start.sort_unstable();
+        Ok(start)
+    }
+
+    /// Reveal the labels of these examples: all of them, or none if any is refused.
+    pub fn reveal(&mut self, ids: &[PoolIdx]) -> Result<()> {
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        for (i, id) in sorted.iter().enumerate() {
+            if i > 0 && sorted.get(i - 1) == Some(id) {
+                return Err(refused(format!(
+                    "example {} was chosen twice in one query",
+                    id.0
+                )));
+            }
+            match self.known.get(id.index()) {
+                None => {
+                    let n = self.len();
+                    return Err(refused(format!(
+                        "there is no example {}: the pool has {n}, numbered from 0",
+                        id.0
+                    )));
+                }
+                Some(true) => return Err(refused(format!("example {} is already labelled", id.0))),
+                Some(false) => {}
+            }
+        }
+        for id in &sorted {
+            if let Some(known) = self.known.get_mut(id.index()) {
+                *known = true;
+            }
+        }
+        self.labelled.extend(sorted);
+        self.labelled.sort_unstable();
+        let known = &self.known;
+        self.unlabelled
+            .retain(|id| known.get(id.index()) == Some(&false));
+        Ok(())
+    }
+
+    /// The label, once revealed.
+    pub fn label(&self, id: PoolIdx) -> Option<u32> {
+        self.known
+            .get(id.index())
+            .filter(|known| **known)
+            .and_then(|_| self.labels.get(id.index()))
+            .copied()
+    }
+
+    /// Labelled ids, ascending.
+    pub fn labelled(&self) -> &[PoolIdx] {
+        &self.labelled
+    }
+
+    /// Unlabelled ids, ascending.
+    pub fn unlabelled(&self) -> &[PoolIdx] {
+        &self.unlabelled
+    }
+
+    /// Number of examples, labelled or not.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// True for a pool without examples.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
+
+fn refused(why: String) -> Error {
+    Error::Data {
+        path: "pool".into(),
+        why,
+    }
+}

@@ -1,0 +1,535 @@
+//! The dense heart of the CPU path: small register tiles over packed panels, shared by matrix products and
+//! convolutions. f32 only; the plain loops next to each operation are the specification.
+//!
+//! Every output is one in-order sum (bias first, then the depth ascending), whatever the tile, the batch or the
+//! number of threads, so results repeat bit for bit. Two forms cover everything:
+//!
+//! * *rows*: y(i, j) = Σ_k A(i, k) B(k, j), where row i of A is a sequence of contiguous runs in memory. A run is
+//!   a whole row for a matrix, and one filter row for a convolution: NHWC needs no im2col.
+//! * *columns*: y(i, j) = Σ_p A(p, i) B(p, j), where A(p, i..) is contiguous: weight gradients.
+
+use rayon::prelude::*;
+
+use super::simd::{Level, level, mul_add};
+use crate::simd;
+
+/// Floats in the unit that panels are measured in: one 256-bit register.
+const LANES: usize = 8;
+
+/// B cut into column panels of 8, 16 or 24 columns, each (depth, width) contiguous and padded with zeros.
+pub struct Panels {
+    data: Vec<f32>,
+    /// First column and width in units of 8 lanes.
+    plan: Vec<(usize, usize)>,
+    depth: usize,
+    cols: usize,
+}
+
+/// Panel widths for `cols` columns. Pairs of registers are the best shape; three where a pair would leave one.
+fn plan(cols: usize) -> Vec<(usize, usize)> {
+    let mut left = cols.div_ceil(LANES);
+    let mut at = 0;
+    let mut plan = Vec::new();
+    while left > 0 {
+        let nv = if left == 1 || left == 3 { left } else { 2 };
+        plan.push((at, nv));
+        at += nv * LANES;
+        left -= nv;
+    }
+    plan
+}
+
+impl Panels {
+    fn new(depth: usize, cols: usize) -> Panels {
+        let plan = plan(cols);
+        let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
+        Panels { data: vec![0.0; depth * width], plan, depth, cols }
+    }
+
+    /// From B (depth, cols) row-major.
+    pub fn from_rows(b: &[f32], depth: usize, cols: usize) -> Panels {
+        let mut p = Panels::new(depth, cols);
+        for &(at, nv) in &p.plan {
+            let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
+            let panel = &mut p.data[at * depth..(at + w) * depth];
+            for (dst, src) in panel.chunks_exact_mut(w).zip(b.chunks_exact(cols)) {
+                dst[..valid].copy_from_slice(&src[at..at + valid]);
+            }
+        }
+        p
+    }
+
+    /// From Bᵀ (cols, depth) row-major.
+    pub fn from_cols(b: &[f32], depth: usize, cols: usize) -> Panels {
+        let mut p = Panels::new(depth, cols);
+        for &(at, nv) in &p.plan {
+            let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
+            let panel = &mut p.data[at * depth..(at + w) * depth];
+            for j in 0..valid {
+                let src = &b[(at + j) * depth..(at + j + 1) * depth];
+                for (dst, src) in panel.chunks_exact_mut(w).zip(src) {
+                    dst[j] = *src;
+                }
+            }
+        }
+        p
+    }
+
+    fn panel(&self, at: usize, nv: usize) -> &[f32] {
+        &self.data[at * self.depth..(at + nv * LANES) * self.depth]
+    }
+
+    /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
+    fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
+        for &(at, nv) in &self.plan {
+            let mut start = [0.0; 3 * LANES];
+            let valid = (self.cols - at).min(nv * LANES);
+            if let Some(b) = bias {
+                start[..valid].copy_from_slice(&b[at..at + valid]);
+            }
+            let b = self.panel(at, nv);
+            let out = &mut y[at..];
+            match nv {
+                1 => rows_panel::<6, 1>(out, ld, valid, x, bases, runs, b, &start),
+                2 => rows_panel::<6, 2>(out, ld, valid, x, bases, runs, b, &start),
+                // Twelve sums and three columns leave one of AVX2's sixteen registers: it spills.
+                _ if level() == Level::Avx512 => rows_panel::<4, 3>(out, ld, valid, x, bases, runs, b, &start),
+                _ => rows_panel::<3, 3>(out, ld, valid, x, bases, runs, b, &start),
+            }
+        }
+    }
+}
+
+/// How a row of A lies in memory: `count` runs of `len` floats, `stride` apart.
+#[derive(Clone, Copy)]
+struct Runs {
+    count: usize,
+    len: usize,
+    stride: usize,
+}
+
+simd! {
+    /// One panel of the *rows* form. Rows beyond the last whole tile are computed on copies of the last row and
+    /// dropped.
+    fn rows_panel<const MR: usize, const NV: usize>(
+        y: &mut [f32], ld: usize, valid: usize, x: &[f32], bases: &[u32], runs: Runs, b: &[f32], start: &[f32; 24],
+    ) {
+        let first: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| start[j * 8 + l]));
+        for (tile, group) in bases.chunks(MR).enumerate() {
+            let mut acc = [first; MR];
+            let base: [usize; MR] = std::array::from_fn(|i| group[i.min(group.len() - 1)] as usize);
+            for r in 0..runs.count {
+                let a: [&[f32]; MR] = std::array::from_fn(|i| &x[base[i] + r * runs.stride..][..runs.len]);
+                let b = &b[r * runs.len * NV * 8..][..runs.len * NV * 8];
+                for (k, b) in b.chunks_exact(NV * 8).enumerate() {
+                    let b: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| b[j * 8 + l]));
+                    for i in 0..MR {
+                        let a = a[i][k];
+                        for j in 0..NV {
+                            for l in 0..8 {
+                                acc[i][j][l] = mul_add::<FMA>(a, b[j][l], acc[i][j][l]);
+                            }
+                        }
+                    }
+                }
+            }
+            for (i, acc) in acc.iter().enumerate().take(group.len()) {
+                let out = &mut y[(tile * MR + i) * ld..];
+                if valid == NV * 8 {
+                    out[..NV * 8].copy_from_slice(acc.as_flattened());
+                } else {
+                    out[..valid].copy_from_slice(&acc.as_flattened()[..valid]);
+                }
+            }
+        }
+    }
+}
+
+simd! {
+    /// One panel of the *columns* form, added to `acc` (rows of A, NV·8): acc(i, ..) += Σ_p x[at_p + i] b(p, ..).
+    /// `row0` is the first of MR rows; the first `skip` of them belong to the tile before and are left alone.
+    fn cols_tile<const MR: usize, const NV: usize>(
+        acc: &mut [f32], skip: usize, x: &[f32], at: &[u32], row0: usize, b: &[f32],
+    ) {
+        let mut sum: [[[f32; 8]; NV]; MR] =
+            std::array::from_fn(|i| std::array::from_fn(|j| std::array::from_fn(|l| acc[(i * NV + j) * 8 + l])));
+        for (p, b) in at.iter().zip(b.chunks_exact(NV * 8)) {
+            let a = &x[*p as usize + row0..][..MR];
+            let b: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| b[j * 8 + l]));
+            for i in 0..MR {
+                for j in 0..NV {
+                    for l in 0..8 {
+                        sum[i][j][l] = mul_add::<FMA>(a[i], b[j][l], sum[i][j][l]);
+                    }
+                }
+            }
+        }
+        for (i, sum) in sum.iter().enumerate().skip(skip) {
+            acc[i * NV * 8..][..NV * 8].copy_from_slice(sum.as_flattened());
+        }
+    }
+}
+
+/// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
+fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, b: &[f32]) {
+    let w = nv * LANES;
+    let most = match nv {
+        1 | 2 => 6,
+        _ if level() == Level::Avx512 => 4,
+        _ => 3,
+    };
+    let mr = if run >= 6 { most } else { run.min(most) };
+    let mut i = 0;
+    while i < run {
+        // The last tile starts early enough to be whole; `skip` keeps what it covers twice from being added twice.
+        let from = i.min(run - mr);
+        let rows = &mut acc[from * w..(from + mr) * w];
+        let (skip, row0) = (i - from, off + from);
+        match (mr, nv) {
+            (6, 1) => cols_tile::<6, 1>(rows, skip, x, at, row0, b),
+            (6, 2) => cols_tile::<6, 2>(rows, skip, x, at, row0, b),
+            (5, 1) => cols_tile::<5, 1>(rows, skip, x, at, row0, b),
+            (5, 2) => cols_tile::<5, 2>(rows, skip, x, at, row0, b),
+            (4, 1) => cols_tile::<4, 1>(rows, skip, x, at, row0, b),
+            (4, 2) => cols_tile::<4, 2>(rows, skip, x, at, row0, b),
+            (4, 3) => cols_tile::<4, 3>(rows, skip, x, at, row0, b),
+            (3, 1) => cols_tile::<3, 1>(rows, skip, x, at, row0, b),
+            (3, 2) => cols_tile::<3, 2>(rows, skip, x, at, row0, b),
+            (3, 3) => cols_tile::<3, 3>(rows, skip, x, at, row0, b),
+            (2, 1) => cols_tile::<2, 1>(rows, skip, x, at, row0, b),
+            (2, 2) => cols_tile::<2, 2>(rows, skip, x, at, row0, b),
+            (2, 3) => cols_tile::<2, 3>(rows, skip, x, at, row0, b),
+            (_, 1) => cols_tile::<1, 1>(rows, skip, x, at, row0, b),
+            (_, 2) => cols_tile::<1, 2>(rows, skip, x, at, row0, b),
+            _ => cols_tile::<1, 3>(rows, skip, x, at, row0, b),
+        }
+        i = from + mr;
+    }
+}
+
+/// Multiply-adds below which a second thread costs more than it brings.
+const WORTH_A_THREAD: usize = 1 << 18;
+
+/// y = A B + bias: y (M, N), A (M, K) row-major, B in panels, bias (N).
+pub fn product(y: &mut [f32], a: &[f32], b: &Panels, bias: Option<&[f32]>) {
+    let (n, k) = (b.cols, b.depth);
+    if n == 0 || y.is_empty() {
+        return;
+    }
+    let m = y.len() / n;
+    let runs = Runs { count: 1, len: k, stride: 0 };
+    let part = |rows: usize, first: usize, y: &mut [f32]| {
+        let bases: Vec<u32> = (0..rows).map(|i| (i * k) as u32).collect();
+        b.rows(y, n, &a[first * k..(first + rows) * k], &bases, runs, bias);
+    };
+    if m * n * k < WORTH_A_THREAD {
+        return part(m, 0, y);
+    }
+    let group = (WORTH_A_THREAD / 4).div_ceil(n * k.max(1)).next_multiple_of(12);
+    y.par_chunks_mut(group * n).enumerate().for_each(|(g, y)| part(y.len() / n, g * group, y));
+}
+
+/// y = Aᵀ B: y (M, N), A (K, M), B (K, N), all row-major.
+pub fn product_tn(y: &mut [f32], a: &[f32], b: &[f32], m: usize, n: usize, k: usize) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let b = Panels::from_rows(b, k, n);
+    let at: Vec<u32> = (0..k).map(|p| (p * m) as u32).collect();
+    let one = |&(col, nv): &(usize, usize)| {
+        let mut acc = vec![0.0; m * nv * LANES];
+        cols_run(&mut acc, nv, a, &at, 0, m, b.panel(col, nv));
+        acc
+    };
+    let parts: Vec<Vec<f32>> = if m * n * k < WORTH_A_THREAD {
+        b.plan.iter().map(one).collect()
+    } else {
+        b.plan.par_iter().map(one).collect()
+    };
+    for (&(col, nv), part) in b.plan.iter().zip(&parts) {
+        let valid = (n - col).min(nv * LANES);
+        for (y, part) in y.chunks_exact_mut(n).zip(part.chunks_exact(nv * LANES)) {
+            y[col..col + valid].copy_from_slice(&part[..valid]);
+        }
+    }
+}
+
+/// Sizes of a convolution: x (N, H, W, C), w (K, R, S, C), y (N, P, Q, K).
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Geometry {
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub k: usize,
+    pub r: usize,
+    pub s: usize,
+    pub p: usize,
+    pub q: usize,
+    pub stride: usize,
+    pub pad: usize,
+}
+
+impl Geometry {
+    fn x_len(&self) -> usize {
+        self.h * self.w * self.c
+    }
+
+    fn y_len(&self) -> usize {
+        self.p * self.q * self.k
+    }
+
+    /// Height and width with padding.
+    fn padded(&self) -> (usize, usize) {
+        (self.h + 2 * self.pad, self.w + 2 * self.pad)
+    }
+
+    /// Where the window of each output pixel starts in the padded image.
+    fn windows(&self) -> Vec<u32> {
+        let (_, w) = self.padded();
+        let at = |p, q| ((p * self.stride * w + q * self.stride) * self.c) as u32;
+        (0..self.p).flat_map(|p| (0..self.q).map(move |q| at(p, q))).collect()
+    }
+
+    fn runs(&self) -> Runs {
+        Runs { count: self.r, len: self.s * self.c, stride: self.padded().1 * self.c }
+    }
+
+    /// The image with its zero border, in `scratch`; the image itself when there is no border.
+    fn pad<'a>(&self, x: &'a [f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        if self.pad == 0 {
+            return x;
+        }
+        let (h, w) = self.padded();
+        scratch.clear();
+        scratch.resize(h * w * self.c, 0.0);
+        for (row, src) in x.chunks_exact(self.w * self.c).enumerate() {
+            let at = ((row + self.pad) * w + self.pad) * self.c;
+            scratch[at..at + src.len()].copy_from_slice(src);
+        }
+        scratch
+    }
+
+    fn macs(&self) -> usize {
+        self.p * self.q * self.k * self.r * self.s * self.c
+    }
+
+    /// Images that make one task: enough work for a thread, independent of the number of threads.
+    fn group(&self) -> usize {
+        (1usize << 20).div_ceil(self.macs().max(1)).max(1)
+    }
+}
+
+/// y = conv(x, w) + bias for every image.
+pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) {
+    if y.is_empty() {
+        return;
+    }
+    let b = Panels::from_cols(w, g.r * g.s * g.c, g.k);
+    let (windows, runs, group) = (g.windows(), g.runs(), g.group());
+    y.par_chunks_mut(group * g.y_len()).zip(x.par_chunks(group * g.x_len())).for_each(|(y, x)| {
+        let mut scratch = Vec::new();
+        for (y, x) in y.chunks_exact_mut(g.y_len()).zip(x.chunks_exact(g.x_len())) {
+            b.rows(y, g.k, g.pad(x, &mut scratch), &windows, runs, bias);
+        }
+    });
+}
+
+/// Output pixels whose window gradients are formed at a time: whole register tiles, and small enough for L1.
+const PIXELS: usize = 24;
+
+/// dx from dy: for each output pixel its window gradient dy(pixel, ..) W, a short dense product, added into place.
+/// Unlike a convolution with the flipped filter this multiplies no padding and no zeros between strides.
+pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
+    if dx.is_empty() {
+        return;
+    }
+    if dy.is_empty() {
+        return dx.fill(0.0);
+    }
+    let depth = g.r * g.s * g.c;
+    let b = Panels::from_rows(w, g.k, depth);
+    let (windows, group, (ph, pw)) = (g.windows(), g.group(), g.padded());
+    let (run, row) = (g.s * g.c, pw * g.c);
+    let one = Runs { count: 1, len: g.k, stride: 0 };
+    dx.par_chunks_mut(group * g.x_len()).zip(dy.par_chunks(group * g.y_len())).for_each(|(dx, dy)| {
+        let mut window = vec![0.0; PIXELS * depth];
+        let mut border = vec![0.0; if g.pad > 0 { ph * pw * g.c } else { 0 }];
+        for (dx, dy) in dx.chunks_exact_mut(g.x_len()).zip(dy.chunks_exact(g.y_len())) {
+            let into = if g.pad > 0 { &mut border[..] } else { &mut *dx };
+            into.fill(0.0);
+            for (at, dy) in windows.chunks(PIXELS).zip(dy.chunks(PIXELS * g.k)) {
+                let mut bases = [0; PIXELS];
+                for (i, base) in bases.iter_mut().enumerate() {
+                    *base = (i * g.k) as u32;
+                }
+                b.rows(&mut window, depth, dy, &bases[..at.len()], one, None);
+                for (at, window) in at.iter().zip(window.chunks_exact(depth)) {
+                    for (r, part) in window.chunks_exact(run).enumerate() {
+                        add_to(&mut into[*at as usize + r * row..][..run], part);
+                    }
+                }
+            }
+            if g.pad > 0 {
+                for (r, dst) in dx.chunks_exact_mut(g.w * g.c).enumerate() {
+                    dst.copy_from_slice(&border[((r + g.pad) * pw + g.pad) * g.c..][..g.w * g.c]);
+                }
+            }
+        }
+    });
+}
+
+simd! {
+    /// y += x
+    fn add_to(y: &mut [f32], x: &[f32]) {
+        let _ = FMA;
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += *x;
+        }
+    }
+}
+
+/// Images whose weight gradients are summed by one task. Fixed, so that the order of the sum never depends on the
+/// number of threads.
+const WGRAD_IMAGES: usize = 8;
+
+/// dw from dy and x: partial sums over fixed groups of images, added in order.
+pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
+    let depth = g.r * g.s * g.c;
+    let plan = plan(g.k);
+    let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
+    let (windows, runs) = (g.windows(), g.runs());
+    let groups = dy.par_chunks(WGRAD_IMAGES * g.y_len().max(1)).zip(x.par_chunks(WGRAD_IMAGES * g.x_len().max(1)));
+    let parts: Vec<Vec<f32>> = groups
+        .map(|(dy, x)| {
+            let mut acc = vec![0.0; depth * width];
+            let mut columns = vec![0.0; g.p * g.q * 3 * LANES];
+            let mut scratch = Vec::new();
+            for (dy, x) in dy.chunks_exact(g.y_len()).zip(x.chunks_exact(g.x_len())) {
+                let x = g.pad(x, &mut scratch);
+                for &(col, nv) in &plan {
+                    let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
+                    let b = &mut columns[..g.p * g.q * w];
+                    for (dst, src) in b.chunks_exact_mut(w).zip(dy.chunks_exact(g.k)) {
+                        dst[..valid].copy_from_slice(&src[col..col + valid]);
+                        dst[valid..].fill(0.0);
+                    }
+                    let acc = &mut acc[col * depth..(col + w) * depth];
+                    for (r, acc) in acc.chunks_exact_mut(runs.len * w).enumerate() {
+                        cols_run(acc, nv, x, &windows, r * runs.stride, runs.len, b);
+                    }
+                }
+            }
+            acc
+        })
+        .collect();
+    dw.fill(0.0);
+    for part in &parts {
+        for &(col, nv) in &plan {
+            let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
+            let part = &part[col * depth..(col + w) * depth];
+            for j in 0..valid {
+                let dw = &mut dw[(col + j) * depth..(col + j + 1) * depth];
+                for (dw, part) in dw.iter_mut().zip(part.chunks_exact(w)) {
+                    *dw += part[j];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    fn noise(n: usize, lane: u32) -> Vec<f32> {
+        let r = Rng::new(3).lane(lane);
+        (0..n as u64).map(|e| r.uniform(e) - 0.5).collect()
+    }
+
+    /// Equal within the rounding of a sum of `terms` products of numbers below a half.
+    fn close(what: &str, got: &[f32], want: &[f64], terms: usize) {
+        let most = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+        assert!(most > 0.005, "{what}: the reference is degenerate");
+        let tolerance = terms as f64 * 0.25 * f64::from(f32::EPSILON) / 2.0 + 1e-7;
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(*g) - w).abs() <= tolerance, "{what}[{i}]: {g} is not {w} (± {tolerance:e})");
+        }
+        assert_eq!(got.len(), want.len());
+    }
+
+    #[test]
+    fn products_of_every_tile_remainder() {
+        for (m, n, k) in
+            [(1, 1, 1), (5, 7, 3), (6, 8, 16), (7, 9, 17), (13, 24, 5), (12, 50, 33), (130, 10, 50), (61, 41, 120)]
+        {
+            let (a, b, bias) = (noise(m * k, 1), noise(k * n, 2), noise(n, 3));
+            let mut want = vec![0.0; m * n];
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
+                    want[i * n + j] = sum + f64::from(bias[j]);
+                }
+            }
+            let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..rows * cols).map(|i| x[(i % rows) * cols + i / rows]).collect()
+            };
+            let mut y = vec![f32::NAN; m * n];
+            product(&mut y, &a, &Panels::from_rows(&b, k, n), Some(&bias));
+            close("nn", &y, &want, k + 1);
+            let nn = y.clone();
+            product(&mut y, &a, &Panels::from_cols(&transposed(&b, k, n), k, n), Some(&bias));
+            assert_eq!(y, nn, "nt gives the same sums");
+            product(&mut y[..n], &a, &Panels::from_rows(&b, k, n), Some(&bias));
+            assert_eq!(y[..n], nn[..n], "a row does not depend on the batch");
+            product_tn(&mut y, &transposed(&a, m, k), &b, m, n, k);
+            let plain: Vec<f64> = want.iter().enumerate().map(|(i, w)| w - f64::from(bias[i % n])).collect();
+            close("tn", &y, &plain, k);
+        }
+    }
+
+    #[test]
+    fn convolutions_of_every_shape() {
+        for (n, h, w, c, k, r, s, stride, pad) in [
+            (2, 5, 6, 1, 3, 3, 3, 1, 0),
+            (1, 7, 7, 3, 10, 5, 5, 1, 2),
+            (3, 8, 6, 4, 9, 3, 2, 2, 1),
+            (2, 12, 12, 10, 20, 5, 5, 1, 0),
+            (2, 6, 6, 16, 17, 1, 1, 2, 0),
+            (9, 4, 5, 2, 26, 4, 3, 1, 3),
+            (17, 9, 9, 5, 8, 3, 3, 3, 1),
+        ] {
+            let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
+            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
+            let (x, f, dy, bias) =
+                (noise(n * h * w * c, 1), noise(k * r * s * c, 2), noise(n * p * q * k, 3), noise(k, 4));
+            let mut y = vec![0.0f64; n * p * q * k];
+            let (mut dx, mut dw) = (vec![0.0f64; x.len()], vec![0.0f64; f.len()]);
+            for at in 0..n * p * q * k {
+                let (ki, qi, pi, ni) = (at % k, at / k % q, at / k / q % p, at / k / q / p);
+                y[at] = f64::from(bias[ki]);
+                for tap in 0..r * s * c {
+                    let (ci, si, ri) = (tap % c, tap / c % s, tap / c / s);
+                    let (hi, wi) = ((pi * stride + ri).wrapping_sub(pad), (qi * stride + si).wrapping_sub(pad));
+                    if hi < h && wi < w {
+                        let (xi, fi) = (((ni * h + hi) * w + wi) * c + ci, ki * r * s * c + tap);
+                        y[at] += f64::from(x[xi]) * f64::from(f[fi]);
+                        dx[xi] += f64::from(dy[at]) * f64::from(f[fi]);
+                        dw[fi] += f64::from(dy[at]) * f64::from(x[xi]);
+                    }
+                }
+            }
+            let name = format!("{g:?} x {n}");
+            let mut got = vec![f32::NAN; y.len()];
+            conv_fwd(&mut got, &x, &f, Some(&bias), &g);
+            close(&name, &got, &y, r * s * c + 1);
+            let mut got = vec![f32::NAN; x.len()];
+            conv_dgrad(&mut got, &dy, &f, &g);
+            close(&name, &got, &dx, r * s * k);
+            let mut got = vec![f32::NAN; f.len()];
+            conv_wgrad(&mut got, &dy, &x, &g);
+            close(&name, &got, &dw, n * p * q);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The selection methods: one file each, one row each in [`METHODS`]. A method is thin; the mathematics is in
+//! [`crate::select`], the heavy lifting in kernels.
+
+mod coreset;
+mod least_confidence;
+mod query;
+mod random;
+
+pub use query::Query;
+
+use crate::data::PoolIdx;
+use crate::names;
+use crate::train::{Fit, Trainer};
+use crate::{Error, Result};
+
+/// One round's training task.
+pub struct Round<'a> {
+    /// The run's trainer.
+    pub trainer: &'a Trainer<'a>,
+    /// 0 is the random start set.
+    pub number: u32,
+    /// Labelled examples, ascending, with their labels.
+    pub labelled: &'a [(PoolIdx, u32)],
+}
+
+/// A way to choose what to label next.
+pub trait Method {
+    /// Trains a fresh model on what is labelled, by the run's trainer. Overridden when the method changes training.
+    fn fit(&mut self, round: &Round) -> Result<Fit> {
+        round.trainer.fit(round.number, round.labelled)
+    }
+
+    /// Chooses `n` distinct unlabelled examples (all of them if there are fewer).
+    fn select(&mut self, q: &Query, n: usize) -> Result<Vec<PoolIdx>>;
+
+    /// State that must survive between rounds.
+    fn save(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Takes up the state that [`Method::save`] gave.
+    fn restore(&mut self, _state: &serde_json::Value) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Which group of the study a method belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Supervised active learning.
+    Sal,
+}
+
+/// A row of [`METHODS`].
+pub struct Entry {
+    /// Name on the command line and in results.
+    pub id: &'static str,
+    /// Name in the paper.
+    pub paper_name: &'static str,
+    /// Its group.
+    pub kind: Kind,
+    /// One line for help and README.
+    pub about: &'static str,
+    /// Makes a fresh instance.
+    pub make: fn() -> Box<dyn Method>,
+}
+
+/// Every method, in the paper's order. Command line, help, conformance tests and reports read this table.
+pub static METHODS: &[Entry] = &[
+    Entry {
+        id: "random",
+        paper_name: "RandomSampling",
+        kind: Kind::Sal,
+        about: "uniform draw; the reference of every comparison",
+        make: || Box::new(random::Random),
+    },
+    Entry {
+        id: "coreset",
+        paper_name: "CoreSet",
+        kind: Kind::Sal,
+        about: "farthest-first traversal (k-center greedy) of the penultimate features",
+        make: || Box::new(coreset::CoreSet),
+    },
+    Entry {
+        id: "least-confidence",
+        paper_name: "LeastConfidence",
+        kind: Kind::Sal,
+        about: "the smallest top-class probability",
+        make: || Box::new(least_confidence::LeastConfidence),
+    },
+];
+
+/// Looks a method up by its id or its name in the paper.
+pub fn find(name: &str) -> Result<&'static Entry> {
+    METHODS
+        .iter()
+        .find(|m| names::same(m.id, name) || names::same(m.paper_name, name))
+        .ok_or_else(|| names::unknown("--method", name, METHODS.iter().map(|m| m.id)))
+}
+
+/// Checks what every selection must be: `n` distinct ids (or all, if there are fewer), all unlabelled.
+pub fn check_picks(id: &str, picks: &[PoolIdx], unlabelled: &[PoolIdx], n: usize) -> Result<()> {
+    let mut sorted = picks.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let known = sorted.iter().all(|p| unlabelled.binary_search(p).is_ok());
+    if picks.len() != n.min(unlabelled.len()) || sorted.len() != picks.len() || !known {
+        let why = format!("chose {} of {n} examples, {} distinct, all unlabelled: {known}", picks.len(), sorted.len());
+        return Err(Error::Data { path: format!("method {id}"), why });
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The optimizer: SGD with momentum, coupled weight decay and element-wise gradient clamp, one fused kernel over
+//! the parameter arena; and the step schedule of the learning rate.
+
+use crate::autograd::Grads;
+use crate::clock::Clock;
+use crate::nn::Params;
+use crate::tensor::Buf;
+use crate::{Result, ops};
+
+/// g ← clamp(g, ±c);  v ← μ·v + (g + λ·w);  w ← w − lr·v, with v = 0 before the first step.
+pub struct Sgd {
+    /// μ
+    momentum: f32,
+    /// λ
+    decay: f32,
+    /// c; infinite when off.
+    clamp: f32,
+    velocity: Buf<f32>,
+    grads: Buf<f32>,
+}
+
+impl Sgd {
+    /// For one set of parameters. `clamp` of none leaves gradients as they are.
+    pub fn new(params: &Params, momentum: f32, decay: f32, clamp: Option<f32>) -> Result<Sgd> {
+        let (device, n) = (params.device(), params.arena_len());
+        let (velocity, grads) = (Buf::zeros(device, n)?, Buf::zeros(device, n)?);
+        Ok(Sgd { momentum, decay, clamp: clamp.unwrap_or(f32::INFINITY), velocity, grads })
+    }
+
+    /// One step with the learning rate of `clock`. A parameter that was not used keeps a gradient of zero.
+    pub fn step(&mut self, params: &mut Params, grads: &Grads, clock: &Clock) -> Result<()> {
+        let device = params.device().clone();
+        for (i, g) in grads.params() {
+            ops::copy_into(&mut self.grads, params.offset(i), g.buf("sgd")?, &device)?;
+        }
+        let (v, g) = (&mut self.velocity, &self.grads);
+        ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)
+    }
+}
+
+/// The learning rate of an epoch (0-based): `base`, divided by ten at every milestone reached.
+pub fn rate_at(base: f64, milestones: &[u32], epoch: u32) -> f32 {
+    let drops = milestones.iter().filter(|m| epoch >= **m).count();
+    (base * 0.1f64.powi(drops as i32)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_drop_at_the_milestones() {
+        let at = |e| rate_at(0.1, &[20, 40], e);
+        assert_eq!([at(0), at(19), at(20), at(39), at(40), at(49)], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]);
+    }
+}

@@ -1,0 +1,66 @@
+//! Training and evaluation: data resident on the device, fixed-shape steps that can be captured as graphs.
+
+mod eval;
+mod supervised;
+
+pub use eval::{Features, evaluate, extract};
+pub use supervised::{EpochEnd, Fit, Model, Recipe, Trainer};
+
+use crate::Result;
+use crate::data::{Images, Spec};
+use crate::device::Device;
+use crate::tensor::{Buf, Tensor};
+
+/// A split on the device.
+pub struct Resident {
+    /// (N, H, W, C), u8
+    pub pixels: Tensor,
+    /// 0, 1, …, N − 1: the order of evaluation.
+    pub identity: Tensor,
+}
+
+impl Resident {
+    /// Copies the pixels to `device`, once.
+    pub fn new(device: &Device, images: &Images) -> Result<Resident> {
+        let ids: Vec<u32> = (0..images.n as u32).collect();
+        let pixels = Tensor::new(device, [images.n, images.h, images.w, images.c], &images.pixels)?;
+        Ok(Resident { pixels, identity: Tensor::new(device, [images.n], &ids)? })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.identity.len()
+    }
+
+    /// True without images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A whole data set on the device. The labels of the pool stay on the host until they are revealed.
+pub struct DeviceData {
+    /// Its constants.
+    pub spec: &'static Spec,
+    /// Where it is.
+    pub device: Device,
+    /// The pool.
+    pub train: Resident,
+    /// The test set.
+    pub test: Resident,
+    /// (N) labels of the test set.
+    pub test_labels: Buf<u32>,
+}
+
+impl DeviceData {
+    /// Copies a data set to `device`.
+    pub fn new(device: &Device, data: &crate::data::Dataset) -> Result<DeviceData> {
+        Ok(DeviceData {
+            spec: data.spec,
+            device: device.clone(),
+            train: Resident::new(device, &data.train)?,
+            test: Resident::new(device, &data.test)?,
+            test_labels: Buf::from_host(device, &data.test.labels)?,
+        })
+    }
+}

@@ -1,0 +1,209 @@
+//! Fully supervised training, METHODS 1.1 and 3: SGD from fresh weights on what is labelled.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DeviceData, evaluate};
+use crate::clock::Clock;
+use crate::data::{self, PoolIdx};
+use crate::device::cuda::Replay;
+use crate::nn::lenet::LeNet;
+use crate::nn::{Ctx, Layout, Mode, Net, Params};
+use crate::ops::{self, View};
+use crate::optim::{Sgd, rate_at};
+use crate::rng::{Purpose, Rng};
+use crate::tensor::{Buf, Tensor};
+use crate::{Error, Result};
+
+/// How a model is trained. Every field is a configuration key under `train`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Epochs per round.
+    pub epochs: u32,
+    /// Epochs (0-based) from which the learning rate is a tenth of what it was before.
+    pub milestones: Vec<u32>,
+    /// Initial learning rate.
+    pub lr: f64,
+    /// Momentum of SGD.
+    pub momentum: f32,
+    /// Coupled L2 decay of every parameter.
+    pub weight_decay: f32,
+    /// Gradient elements are clipped to ± this before the step; 0 turns it off.
+    pub grad_clamp: f32,
+    /// Images per step.
+    pub batch: usize,
+    /// The last batch of an epoch is left out when it is smaller than a quarter of the batch (never the only one).
+    pub drop_small_tail: bool,
+    /// Stop when the epoch's summed loss changes by less than this; 0 turns it off.
+    pub early_stop: f64,
+    /// Zero padding of the random crop in pixels; 0 for none.
+    pub crop_pad: usize,
+    /// Mirror images with probability one half.
+    pub flip: bool,
+}
+
+/// A network with its weights.
+pub struct Model {
+    /// The layers.
+    pub net: Box<dyn Net>,
+    /// The weights.
+    pub params: Params,
+    /// C
+    pub classes: usize,
+}
+
+impl Model {
+    /// Fresh weights of the data set's network from the stream (seed, round).
+    pub fn fresh(data: &DeviceData, seed: u64, round: u32) -> Result<Model> {
+        let mut layout = Layout::default();
+        let classes = data.spec.classes;
+        let net: Box<dyn Net> = match data.spec.model {
+            data::Model::LeNet => Box::new(LeNet::new(&mut layout, classes)),
+        };
+        let params = layout.init(&data.device, Rng::new(seed).at(Purpose::Init, round, 0))?;
+        Ok(Model { net, params, classes })
+    }
+}
+
+/// What is known after an epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EpochEnd {
+    /// 0-based.
+    pub epoch: u32,
+    /// Sum over the steps of the mean training loss.
+    pub loss: f64,
+    /// Test images classified correctly.
+    pub correct: u32,
+    /// Images trained on per second, evaluation not counted.
+    pub images_per_second: f64,
+}
+
+/// A trained model and how it got there.
+pub struct Fit {
+    /// The model after the last epoch.
+    pub model: Model,
+    /// Correct test images after each epoch.
+    pub correct: Vec<u32>,
+    /// Summed training loss of each epoch.
+    pub loss: Vec<f64>,
+    /// Seconds of training steps.
+    pub training_s: f64,
+    /// Seconds of test passes.
+    pub evaluation_s: f64,
+}
+
+/// Trains on one data set, one device, one seed.
+pub struct Trainer<'a> {
+    /// The data.
+    pub data: &'a DeviceData,
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// Images per evaluation batch.
+    pub eval_batch: usize,
+    /// Replay steps as CUDA graphs.
+    pub graphs: bool,
+    /// The run's seed.
+    pub seed: u64,
+    /// Called after every epoch; an error stops the training.
+    pub on_epoch: &'a dyn Fn(&EpochEnd) -> Result<()>,
+}
+
+impl Trainer<'_> {
+    /// The test transform: normalise only.
+    pub fn plain_view(&self) -> Result<View> {
+        View::plain(&self.data.device, self.data.spec.mean, self.data.spec.std)
+    }
+
+    /// Sizes of an epoch's batches for `n` examples.
+    fn batch_sizes(&self, n: usize) -> Vec<usize> {
+        let b = self.recipe.batch;
+        let mut sizes = vec![b; n / b];
+        let tail = n % b;
+        if tail > 0 && (sizes.is_empty() || !self.recipe.drop_small_tail || tail * 4 >= b) {
+            sizes.push(tail);
+        }
+        sizes
+    }
+
+    /// Trains a fresh model on the labelled examples (ascending ids, with their labels).
+    pub fn fit(&self, round: u32, labelled: &[(PoolIdx, u32)]) -> Result<Fit> {
+        let (data, recipe, device) = (self.data, self.recipe, &self.data.device);
+        let rng = Rng::new(self.seed);
+        let mut model = Model::fresh(data, self.seed, round)?;
+        let clamp = Some(recipe.grad_clamp).filter(|c| *c > 0.0);
+        let mut sgd = Sgd::new(&model.params, recipe.momentum, recipe.weight_decay, clamp)?;
+        let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
+        let spec = data.spec;
+        let view = View::train(device, spec.mean, spec.std, recipe.crop_pad, flip, rng, round)?;
+        let plain = self.plain_view()?;
+
+        // Labels that are not revealed are no class at all: a step that touched one would stop the run.
+        let mut labels = vec![u32::MAX; data.train.len()];
+        for (id, label) in labelled {
+            labels[id.index()] = *label;
+        }
+        let labels = Buf::from_host(device, &labels)?;
+        let sizes = self.batch_sizes(labelled.len());
+        let mut order = Tensor::zeros(device, [labelled.len()], crate::tensor::Dtype::U32)?;
+        let mut losses: Buf<f32> = Buf::zeros(device, sizes.len())?;
+        let clock = Rc::new(Clock::new(device)?);
+        let (mut full, mut tail) = (Replay::new(self.graphs), Replay::new(self.graphs));
+
+        let (mut correct, mut loss) = (Vec::new(), Vec::new());
+        let (mut training_s, mut evaluation_s) = (0.0, 0.0);
+        for epoch in 0..recipe.epochs {
+            let start = Instant::now();
+            let shuffle = rng.at(Purpose::Shuffle, round, epoch).permutation(labelled.len());
+            let ids: Vec<u32> = shuffle.iter().map(|i| labelled[*i as usize].0.0).collect();
+            order.buf_mut("fit")?.write(device, &ids)?;
+            clock.start(epoch * sizes.len() as u32, epoch, rate_at(recipe.lr, &recipe.milestones, epoch))?;
+            for &n in &sizes {
+                let replay = if n == recipe.batch { &mut full } else { &mut tail };
+                replay.run(device, || {
+                    let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
+                    let y = ops::gather_labels(&labels, &order, &clock, n)?;
+                    let rng = rng.at(Purpose::Dropout, round, 0);
+                    let cx = Ctx { mode: Mode::Train, rng, clock: &clock, params: &model.params };
+                    let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
+                    let grads = loss.backward(&model.params)?;
+                    ops::write_loss(&mut losses, &loss.detach(), &clock)?;
+                    drop(loss); // frees the graph's windows on the weights before they move
+                    sgd.step(&mut model.params, &grads, &clock)?;
+                    clock.advance(n)
+                })?;
+            }
+            let steps = losses.to_host()?;
+            if let Some(step) = steps.iter().position(|l| !l.is_finite()) {
+                return Err(diverged(round, epoch, step, steps[step], recipe));
+            }
+            training_s += start.elapsed().as_secs_f64();
+            let images_per_second = sizes.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64();
+
+            let start = Instant::now();
+            correct.push(evaluate(&model, data, &plain, self.eval_batch)?);
+            evaluation_s += start.elapsed().as_secs_f64();
+            let sum: f64 = steps.iter().map(|l| f64::from(*l)).sum();
+            let settled = loss.last().is_some_and(|last: &f64| (sum - last).abs() < recipe.early_stop);
+            loss.push(sum);
+            let at = correct.len() - 1;
+            (self.on_epoch)(&EpochEnd { epoch, loss: sum, correct: correct[at], images_per_second })?;
+            if settled {
+                break;
+            }
+        }
+        Ok(Fit { model, correct, loss, training_s, evaluation_s })
+    }
+}
+
+fn diverged(round: u32, epoch: u32, step: usize, loss: f32, recipe: &Recipe) -> Error {
+    Error::NonFinite {
+        what: format!(
+            "the training loss became {loss} in round {round}, epoch {epoch}, step {step}; lower the learning rate \
+             (--set train.lr={}) or keep the gradient clamp on (--set train.grad_clamp=0.1); finished rounds are kept",
+            recipe.lr / 10.0
+        ),
+    }
+}

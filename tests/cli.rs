@@ -1,0 +1,202 @@
+//! The binary as a user meets it: exit codes, messages, resuming after a kill, byte-identical results.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+fn dalcore(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_dalcore"));
+    c.args(args).env_remove("DALCORE_DATA").env("XDG_CACHE_HOME", scratch("cache"));
+    c
+}
+
+fn run(args: &[&str]) -> Output {
+    dalcore(args).output().unwrap()
+}
+
+/// A fresh folder of this test.
+fn scratch(name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+fn text(o: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&o.stdout).into_owned(), String::from_utf8_lossy(&o.stderr).into_owned())
+}
+
+/// Files that must be the same bytes in every run: all but timings, and what is derived from them.
+fn lasting_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut stack = vec![dir.to_path_buf()];
+    while let Some(d) = stack.pop() {
+        for e in std::fs::read_dir(d).unwrap() {
+            let p = e.unwrap().path();
+            let name = p.file_name().unwrap().to_string_lossy().into_owned();
+            if p.is_dir() {
+                stack.push(p);
+            } else if ["rounds.jsonl", "picks.jsonl", "state.json", "model.safetensors", "manifest.json"].contains(&name.as_str()) {
+                files.push((p.strip_prefix(dir).unwrap().to_path_buf(), std::fs::read(&p).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+const TINY: &[&str] = &["--set", "train.epochs=2", "--set", "budget.start=1", "--set", "budget.query=1", "--set", "budget.end=4"];
+
+fn bench(out: &Path) -> Vec<String> {
+    let mut v: Vec<String> = ["bench", "-m", "coreset,least-confidence", "--device", "cpu", "--out"].map(String::from).into();
+    v.push(out.display().to_string());
+    v.extend(TINY.iter().map(|s| s.to_string()));
+    v
+}
+
+fn strs(v: &[String]) -> Vec<&str> {
+    v.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_gives_the_same_bytes() {
+    let (whole, broken) = (scratch("whole"), scratch("broken"));
+    let o = run(&strs(&bench(&whole)));
+    assert!(o.status.success(), "{}", text(&o).1);
+    let wanted = lasting_files(&whole);
+    assert!(wanted.len() >= 15, "{} files", wanted.len());
+    let mut kills = 0;
+    for attempt in 0.. {
+        let mut child =
+            dalcore(&strs(&bench(&broken))).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(350 + 130 * attempt));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => {
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                kills += 1;
+            }
+        }
+    }
+    assert!(kills >= 1, "the run was too quick to be killed");
+    let got = lasting_files(&broken);
+    assert_eq!(got.iter().map(|f| &f.0).collect::<Vec<_>>(), wanted.iter().map(|f| &f.0).collect::<Vec<_>>());
+    for ((name, a), (_, b)) in got.iter().zip(&wanted) {
+        assert!(a == b, "{} differs after {kills} kills", name.display());
+    }
+}
+
+#[test]
+fn reports_are_written_and_running_again_changes_nothing() {
+    let out = scratch("report");
+    let first = run(&strs(&bench(&out)));
+    let (table, err) = text(&first);
+    assert!(first.status.success() && err.is_empty(), "quiet when not a terminal: {err}");
+    for name in ["CoreSet", "LeastConfidence", "RandomSampling"] {
+        assert!(table.contains(name), "{table}");
+    }
+    let folder = out.join("quick-clean/synthetic");
+    for file in ["results.csv", "accuracy.svg", "report.html"] {
+        assert!(folder.join(file).metadata().unwrap().len() > 200, "{file}");
+    }
+    let before = lasting_files(&out);
+    let again = run(&strs(&bench(&out)));
+    assert_eq!(text(&again).0, table);
+    assert_eq!(lasting_files(&out), before);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_says_how_to_go_on() {
+    let out = scratch("ctrl-c");
+    let child = dalcore(&["bench", "--device", "cpu", "--out", out.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let o = child.wait_with_output().unwrap();
+    assert_eq!(o.status.code(), Some(130), "{}", text(&o).1);
+    assert!(text(&o).1.contains("the same command goes on"), "{}", text(&o).1);
+}
+
+#[test]
+fn misuse_exits_with_2_and_one_clear_sentence() {
+    let out = scratch("misuse");
+    let out = out.to_str().unwrap();
+    for (args, wanted) in [
+        (vec!["bench", "--method", "coresett"], "did you mean 'coreset'"),
+        (vec!["bench", "--dataset", "mnits"], "mnist"),
+        (vec!["bench", "--preset", "papper"], "did you mean 'paper'"),
+        (vec!["bench", "--seeds", "0"], "at least one seed"),
+        (vec!["bench", "--threads", "0"], "at least one thread"),
+        (vec!["bench", "--set", "train.lrr=1"], "did you mean 'train.lr'"),
+        (vec!["bench", "--set", "budget.end=200"], "budget.end"),
+        (vec!["bench", "--device", "gpu"], "auto, cpu, cuda or cuda:N"),
+        (vec!["bench", "--config", "no-such-file.toml"], "no-such-file.toml"),
+        (vec!["bench", "--frobnicate"], "--frobnicate"),
+    ] {
+        let mut args = args;
+        args.extend(["--out", out].iter().filter(|_| !args.contains(&"--frobnicate")).copied().collect::<Vec<_>>());
+        let o = run(&args);
+        let (stdout, stderr) = text(&o);
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(wanted), "{args:?}: {stderr}");
+        assert!(stdout.is_empty(), "{args:?}: {stdout}");
+    }
+}
+
+#[test]
+fn missing_data_names_file_and_remedy() {
+    let (out, data) = (scratch("nodata"), scratch("nodata-data"));
+    let o = run(&["bench", "-d", "mnist", "--out", out.to_str().unwrap(), "--data-dir", data.to_str().unwrap()]);
+    let (_, err) = text(&o);
+    assert_eq!(o.status.code(), Some(1), "{err}");
+    assert!(err.contains("train-images-idx3-ubyte") && err.contains("dalcore data fetch mnist"), "{err}");
+}
+
+#[test]
+fn another_configuration_in_the_same_folder_is_refused() {
+    let out = scratch("config");
+    let go = |lr: &str| {
+        let o = out.display().to_string();
+        run(&["bench", "-m", "random", "--preset", "smoke", "--device", "cpu", "--out", &o, "--set", lr])
+    };
+    assert!(go("train.lr=0.1").status.success());
+    let o = go("train.lr=0.05");
+    let (_, err) = text(&o);
+    assert_eq!(o.status.code(), Some(2), "{err}");
+    assert!(err.contains("train.lr") && err.contains("0.1") && err.contains("0.05") && err.contains("--out"), "{err}");
+}
+
+#[test]
+fn what_people_ask_first_is_answered() {
+    let v = text(&run(&["--version"])).0;
+    assert!(v.contains("commit") && v.contains("CUDA architectures"), "{v}");
+    let m = text(&run(&["methods"])).0;
+    assert!(dalcore::methods::METHODS.iter().all(|e| m.contains(e.id)), "{m}");
+    let d = text(&run(&["device"])).0;
+    assert!(d.contains("CPU:") && d.contains("CUDA:"), "{d}");
+    let p = text(&run(&["bench", "--dry-run", "--device", "cpu"])).0;
+    assert!(p.contains("[240, 780, 1320, 1860, 2400]") && p.contains("estimate") && p.contains("grad_clamp"), "{p}");
+    assert!(text(&run(&["completions", "bash"])).0.contains("_dalcore"));
+    assert!(text(&run(&["data", "list"])).0.contains("dalcore data fetch mnist"));
+    assert_eq!(run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn cuda_requested_and_absent_says_exactly_why() {
+    if dalcore::device::Cuda::open(0).is_ok() {
+        println!("skipped: this machine has a CUDA device");
+        return;
+    }
+    let o = run(&["bench", "--device", "cuda", "--out", scratch("cuda").to_str().unwrap()]);
+    let (_, err) = text(&o);
+    assert_eq!(o.status.code(), Some(2), "{err}");
+    assert!(err.contains("--device cpu") && (err.contains("driver") || err.contains("nvcc")), "{err}");
+}
