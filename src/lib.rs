@@ -10,6 +10,7 @@
 
 pub mod autograd;
 pub mod clock;
+pub mod data;
 pub mod device;
 pub mod error;
 pub mod nn;

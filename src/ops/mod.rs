@@ -4,14 +4,22 @@
 //!
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
+mod augment;
+mod dropout;
 mod elementwise;
+mod optim;
 mod pool;
 mod reduce;
+mod rows;
 mod softmax;
 
+pub use augment::*;
+pub use dropout::*;
 pub use elementwise::*;
+pub use optim::*;
 pub use pool::*;
 pub use reduce::*;
+pub use rows::*;
 pub use softmax::*;
 
 use crate::Result;
@@ -100,13 +108,14 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 4] = [elementwise::CASES, pool::CASES, reduce::CASES, softmax::CASES];
+    let families: [&'static [Case]; 6] =
+        [elementwise::CASES, dropout::CASES, pool::CASES, reduce::CASES, rows::CASES, softmax::CASES];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 3] = [pool::LARGE, reduce::LARGE, softmax::LARGE];
+    let families: [&'static [Case]; 5] = [dropout::LARGE, pool::LARGE, reduce::LARGE, rows::LARGE, softmax::LARGE];
     families.into_iter().flatten().collect()
 }
 
