@@ -129,7 +129,9 @@ fn gemm() {
             // SAFETY: z is (m, n), a and b hold m·k and k·n elements; the strides stay inside them.
             unsafe {
                 let (z, a, b) = (z.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-                gemm::gemm(m, n, k, z, 1, n as isize, false, a, acs, ars, b, bcs, brs, 0.0, 1.0, false, false, false, parallel);
+                gemm::gemm(
+                    m, n, k, z, 1, n as isize, false, a, acs, ars, b, bcs, brs, 0.0, 1.0, false, false, false, parallel,
+                );
             }
         };
         let (mut t_ours, mut t_theirs) = (Vec::new(), Vec::new());

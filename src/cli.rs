@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::config::{self, Preset, Profile};
 use crate::bench::runner::{self, Plan, Verbosity};
+use crate::data::fetch::{Fetched, Progress};
 use crate::data::{self, DataDir, FetchOptions, Presence};
 use crate::device::{self, Choice, Cuda};
 use crate::methods::{self, METHODS};
@@ -130,7 +131,7 @@ struct BenchArgs {
     /// CPU threads; never changes a result [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// TOML file with any of these options and the tables train, eval, budget, report
+    /// TOML file with any of these options and the tables train, eval, budget
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
@@ -162,7 +163,6 @@ struct File {
     train: toml::Table,
     eval: toml::Table,
     budget: toml::Table,
-    report: toml::Table,
 }
 
 /// Version, commit and CUDA architectures.
@@ -200,10 +200,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     };
     match &cli.command {
         Command::Bench(args) => bench(args, verbosity),
-        Command::Report { folder } => {
-            print!("{}", report::write_tree(folder, &paper_name)?);
-            Ok(())
-        }
+        Command::Report { folder } => report_command(folder),
         Command::Methods => {
             println!("{:<18} {:<18} about", "method", "in the paper");
             for m in METHODS {
@@ -220,8 +217,16 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
-fn paper_name(id: &str) -> String {
-    METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
+fn report_command(folder: &Path) -> anyhow::Result<()> {
+    let sets = std::fs::read_dir(folder).map_err(|e| Error::io(folder, &e))?;
+    let mut sets: Vec<PathBuf> = sets.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    sets.sort();
+    anyhow::ensure!(!sets.is_empty(), "{}: no data set has been run here", folder.display());
+    for set in &sets {
+        println!("{}", report::write_all(set, &methods::paper_name)?.text);
+    }
+    report::write_index(folder, &methods::paper_name)?;
+    Ok(())
 }
 
 fn misuse(key: &str, why: impl Into<String>) -> Error {
@@ -271,7 +276,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         return Err(misuse("--seeds", "at least one seed is needed").into());
     }
     let mut settings = Vec::new();
-    for (name, table) in [("train", &file.train), ("eval", &file.eval), ("budget", &file.budget), ("report", &file.report)] {
+    for (name, table) in [("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)] {
         settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
     }
     for text in &args.set {
@@ -331,9 +336,16 @@ fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
         }
         DataCommand::Fetch { dataset, dir, mirror } => {
             let (entry, dir) = (data::find(dataset)?, resolve(dir)?);
-            let options = FetchOptions { mirrors: mirror.clone(), quiet, ..FetchOptions::default() };
+            let options = FetchOptions {
+                mirrors: mirror.clone(),
+                progress: if quiet { Progress::Quiet } else { Progress::Bars },
+                ..FetchOptions::default()
+            };
             for file in data::fetch(entry, &dir, &options)? {
-                println!("{file}");
+                match file {
+                    Fetched::AlreadyThere(path) => println!("{} is there and valid", path.display()),
+                    Fetched::Downloaded(path, url) => println!("{} downloaded from {url}", path.display()),
+                }
             }
         }
         DataCommand::Verify { dataset, dir } => {

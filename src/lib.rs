@@ -9,13 +9,21 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod autograd;
+pub mod bench;
+pub mod cli;
 pub mod clock;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod methods;
+pub mod names;
 pub mod nn;
 pub mod ops;
+pub mod optim;
+pub mod report;
 pub mod rng;
+pub mod select;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -36,7 +36,9 @@ fn lasting_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             let name = p.file_name().unwrap().to_string_lossy().into_owned();
             if p.is_dir() {
                 stack.push(p);
-            } else if ["rounds.jsonl", "picks.jsonl", "state.json", "model.safetensors", "manifest.json"].contains(&name.as_str()) {
+            } else if ["rounds.jsonl", "picks.jsonl", "state.json", "model.safetensors", "manifest.json"]
+                .contains(&name.as_str())
+            {
                 files.push((p.strip_prefix(dir).unwrap().to_path_buf(), std::fs::read(&p).unwrap()));
             }
         }
@@ -45,10 +47,12 @@ fn lasting_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-const TINY: &[&str] = &["--set", "train.epochs=2", "--set", "budget.start=1", "--set", "budget.query=1", "--set", "budget.end=4"];
+const TINY: &[&str] =
+    &["--set", "train.epochs=2", "--set", "budget.start=1", "--set", "budget.query=1", "--set", "budget.end=4"];
 
 fn bench(out: &Path) -> Vec<String> {
-    let mut v: Vec<String> = ["bench", "-m", "coreset,least-confidence", "--device", "cpu", "--out"].map(String::from).into();
+    let mut v: Vec<String> =
+        ["bench", "-m", "coreset,least-confidence", "--device", "cpu", "--out"].map(String::from).into();
     v.push(out.display().to_string());
     v.extend(TINY.iter().map(|s| s.to_string()));
     v
@@ -67,8 +71,7 @@ fn killed_at_any_moment_and_resumed_gives_the_same_bytes() {
     assert!(wanted.len() >= 15, "{} files", wanted.len());
     let mut kills = 0;
     for attempt in 0.. {
-        let mut child =
-            dalcore(&strs(&bench(&broken))).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = dalcore(&strs(&bench(&broken))).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(350 + 130 * attempt));
         match child.try_wait().unwrap() {
             Some(status) => {

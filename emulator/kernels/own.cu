@@ -39,6 +39,21 @@ KERNEL own_argmax(int* out, const float* x, int n) {
     if (threadIdx.x == 0) out[0] = best.index;
 }
 
+// Each block reduction twice in a row: the second call must not write what a slow warp still reads. One block.
+KERNEL own_reductions_twice(float* out, const float* x) {
+    float v = x[threadIdx.x];
+    float sums = block_sum(v) + block_sum(2.0f * v);
+    float most = block_max(v) + block_max(-v);
+    Best first = block_argmax(Best{v, (int)threadIdx.x});
+    Best second = block_argmax(Best{-v, (int)threadIdx.x});
+    if (threadIdx.x == 0) {
+        out[0] = sums;
+        out[1] = most;
+        out[2] = first.index;
+        out[3] = second.index;
+    }
+}
+
 // y(n) = bf16 of 2 x, eight at a time. n is a multiple of 8.
 KERNEL own_double_bf16(__nv_bfloat16* y, const __nv_bfloat16* x, int n) {
     int i = 8 * (blockIdx.x * blockDim.x + threadIdx.x);

@@ -153,6 +153,13 @@ fn reductions_in_any_order() {
         let best = d.empty::<i32>(1);
         d.launch("own_argmax", 1, 96, args![&best, &dties, 1000]).unwrap();
         assert_eq!(d.stream.clone_dtoh(&best).unwrap(), [77]);
+        let steps: Vec<f32> = (0..96).map(|i| (i * 37 % 96) as f32).collect();
+        let (highest, lowest) = (83, 0); // 83 * 37 = 95 modulo 96
+        let dsteps = d.stream.clone_htod(&steps).unwrap();
+        let twice = d.empty::<f32>(4);
+        d.launch("own_reductions_twice", 1, 96, args![&twice, &dsteps]).unwrap();
+        let want = [3.0 * 4560.0, 95.0, highest as f32, lowest as f32];
+        assert_eq!(d.stream.clone_dtoh(&twice).unwrap(), want);
     }
 }
 

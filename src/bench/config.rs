@@ -4,7 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::metrics::Rule;
 use crate::data::{self, Spec};
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -19,8 +18,6 @@ pub struct Config {
     pub eval: Eval,
     /// How much is labelled.
     pub budget: Budget,
-    /// Which accuracy is reported.
-    pub report: Report,
 }
 
 /// Keys under `eval`.
@@ -41,14 +38,6 @@ pub struct Budget {
     pub query: f64,
     /// Where to stop.
     pub end: f64,
-}
-
-/// Keys under `report`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// `last` epoch everywhere, or the `best` epoch for rounds after the first.
-    pub accuracy: Rule,
 }
 
 impl Budget {
@@ -170,7 +159,6 @@ impl Config {
             },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },
-            report: Report { accuracy: if profile == Profile::Clean { Rule::Last } else { Rule::Best } },
         }
     }
 
@@ -230,7 +218,10 @@ fn keys(value: &toml::Value, prefix: &str) -> Vec<String> {
 /// `key=value` as typed after `--set`; the value is TOML, or a plain word.
 pub fn parse_setting(text: &str) -> Result<(String, toml::Value)> {
     let Some((key, value)) = text.split_once('=') else {
-        return Err(Error::Config { key: format!("--set {text}"), why: "write key=value, for instance train.lr=0.05".into() });
+        return Err(Error::Config {
+            key: format!("--set {text}"),
+            why: "write key=value, for instance train.lr=0.05".into(),
+        });
     };
     let (key, value) = (key.trim().to_string(), value.trim());
     let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
@@ -267,8 +258,8 @@ mod tests {
     #[test]
     fn profiles_differ_in_named_switches() {
         let (clean, repro) = (base("paper", Profile::Clean), base("paper", Profile::Repro));
-        assert!(!clean.train.flip && clean.train.crop_pad == 2 && clean.report.accuracy == Rule::Last);
-        assert!(repro.train.flip && repro.train.crop_pad == 0 && repro.report.accuracy == Rule::Best);
+        assert!(!clean.train.flip && clean.train.crop_pad == 2);
+        assert!(repro.train.flip && repro.train.crop_pad == 0);
         assert_eq!((repro.train.epochs, repro.train.milestones.as_slice()), (50, &[20, 40][..]));
         assert_eq!(base("quick", Profile::Clean).train.epochs, 17);
     }
@@ -278,7 +269,6 @@ mod tests {
         let set = |s: &str| base("quick", Profile::Clean).with(&[parse_setting(s).unwrap()]);
         assert_eq!(set("train.lr=0.05").unwrap().train.lr, 0.05);
         assert_eq!(set("train.lr=1").unwrap().train.lr, 1.0);
-        assert_eq!(set("report.accuracy=best").unwrap().report.accuracy, Rule::Best);
         let e = set("train.lrr=1").unwrap_err().to_string();
         assert!(e.contains("train.lrr") && e.contains("did you mean 'train.lr'"), "{e}");
         let e = set("train.epochs=many").unwrap_err().to_string();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::config::{Config, Preset, Profile};
 use super::progress::Progress;
 pub use super::progress::Verbosity;
-use super::store::{Manifest, PickRecord, RoundRecord, RunDir, Start, TimingRecord};
+use super::store::{self, Manifest, PickRecord, RoundRecord, RunDir, START, TimingRecord};
 use crate::data::{self, DataDir, Dataset, Pool, PoolIdx, Verify};
 use crate::device::{Device, launch};
 use crate::methods::{self, Query, Round};
@@ -51,11 +51,6 @@ impl Plan {
     fn config(&self, set: &data::Entry) -> Result<Config> {
         Config::base(set.spec, &self.preset, self.profile).with(&self.settings)
     }
-
-    /// The folder of this preset and profile.
-    fn folder(&self) -> PathBuf {
-        self.out.join(format!("{}-{}", self.preset_id, self.profile.name()))
-    }
 }
 
 /// What one round costs: images trained on and tested, the unit of progress and estimates.
@@ -85,7 +80,11 @@ pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
         let _ = writeln!(text, "  methods   {}", names.join(", "));
         let _ = writeln!(text, "  seeds     {:?}", plan.seeds);
         let _ = writeln!(text, "  labelled  {targets:?} of {}", spec.train_len);
-        let _ = writeln!(text, "  results   {}", plan.folder().join(spec.id).display());
+        let _ = writeln!(
+            text,
+            "  results   {}",
+            store::dataset_dir(&plan.out, plan.preset_id, plan.profile.name(), spec.id).display()
+        );
         let toml = toml::to_string(&config).unwrap_or_default();
         let _ = writeln!(text, "  settings (change with --set table.key=value)");
         for line in toml.lines().filter(|l| !l.is_empty()) {
@@ -159,12 +158,13 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
                 one.run(method, *seed)?;
             }
         }
-        text += &report::write_all(&plan.folder().join(set.spec.id), &|id| {
-            methods::METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
-        })?;
-        text.push('\n');
+        let folder = one.folder();
+        let summary = report::write_all(&folder, &methods::paper_name)?;
+        let _ = writeln!(text, "{}", summary.text);
+        let _ = writeln!(text, "report: {}\n", folder.join("report.html").display());
     }
     progress.finish();
+    report::write_index(&plan.out.join(format!("{}-{}", plan.preset_id, plan.profile.name())), &methods::paper_name)?;
     Ok(text)
 }
 
@@ -176,6 +176,10 @@ struct Experiment<'a> {
     labels: Arc<[u32]>,
     fingerprint: String,
     progress: &'a Progress,
+}
+
+fn pick_record(round: usize, picks: &[PoolIdx]) -> PickRecord {
+    PickRecord { round: round as u32, ids: picks.iter().map(|p| p.0).collect(), scores: None }
 }
 
 /// What a round leaves behind.
@@ -206,22 +210,25 @@ impl Experiment<'_> {
             threads: rayon::current_num_threads(),
             commit: launch::COMMIT.into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            pool: self.labels.len() as u32,
+            targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
+            continued: Vec::new(),
         })
     }
 
     fn run(&self, method: &methods::Entry, seed: u64) -> Result<()> {
-        let (plan, spec) = (self.plan, self.data.spec);
+        let spec = self.data.spec;
         let targets = self.config.budget.targets(self.labels.len())?;
         let cost = |t: usize| work(&self.config, t, spec.test_len);
-        let folder = plan.folder().join(spec.id).join(method.id).join(format!("seed-{seed}"));
+        let folder = store::run_dir(&self.folder(), method.id, seed);
         let mut dir = RunDir::open(&folder, &self.manifest(method.id, seed)?)?;
-        let finished = dir.finished_rounds();
+        let finished = dir.finished_rounds() as usize;
         self.progress.skip(targets.iter().take(finished).map(|t| cost(*t)).sum());
         if finished >= targets.len() {
             return Ok(());
         }
         let mut pool = Pool::new(self.labels.clone())?;
-        for picks in dir.picks()? {
+        for picks in dir.picks() {
             pool.reveal(&picks.ids.iter().map(|i| PoolIdx(*i)).collect::<Vec<_>>())?;
         }
         let mut chooser = (method.make)();
@@ -229,7 +236,7 @@ impl Experiment<'_> {
         if finished > 0 {
             chooser.restore(dir.method_state())?;
             let mut last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
-            checkpoint::from_bytes(&mut last.params, &dir.model_bytes()?)?;
+            checkpoint::from_bytes(&mut last.params, &dir.model()?.unwrap_or_default())?;
             model = Some(last);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
@@ -243,19 +250,18 @@ impl Experiment<'_> {
             let selection_s = if round == 0 { 0.0 } else { start.elapsed().as_secs_f64() };
             pool.reveal(&picks)?;
             let mut done = match round {
-                0 => self.start_round(&pool, &mut *chooser, seed)?,
+                0 => self.start_round(&pool, &mut *chooser, seed, &picks)?,
                 _ => self.train(&pool, &mut *chooser, seed, round, &what)?,
             };
             done.timing.selection_s = selection_s;
-            let ids = picks.iter().map(|p| p.0).collect();
-            let pick = PickRecord { round, ids };
             let bytes = checkpoint::to_bytes(&done.model.params)?;
-            dir.commit_round(&done.record, &pick, &done.timing, chooser.save(), &bytes)?;
-            let last = done.record.correct.last().copied().unwrap_or(0);
+            done.record.picked = picks.len() as u32;
+            let (epochs, last) = (done.record.correct.len(), done.record.correct.last().copied().unwrap_or(0));
+            dir.commit_round(done.record, pick_record(round, &picks), done.timing.clone(), chooser.save(), &bytes)?;
             self.progress.line(&format!(
                 "{what}: {:.2} % after {} epochs, selection {:.2} s, training {:.1} s",
                 100.0 * f64::from(last) / spec.test_len.max(1) as f64,
-                done.record.correct.len(),
+                epochs,
                 done.timing.selection_s,
                 done.timing.training_s
             ));
@@ -285,19 +291,55 @@ impl Experiment<'_> {
     }
 
     /// Round 0 is the same for every method with the plain recipe: trained once per seed, then taken from disk.
-    fn start_round(&self, pool: &Pool, chooser: &mut dyn methods::Method, seed: u64) -> Result<Done> {
-        let folder = self.plan.folder().join(self.data.spec.id).join("start").join(format!("seed-{seed}"));
-        let start = Start::open(&folder, &self.manifest("start", seed)?)?;
-        if let Some((record, timing, bytes)) = start.read()? {
-            let mut model = Model::fresh(&self.data, seed, 0)?;
-            checkpoint::from_bytes(&mut model.params, &bytes)?;
-            self.progress.skip(work(&self.config, pool.labelled().len(), self.data.spec.test_len));
-            return Ok(Done { record, timing, model });
-        }
+    fn start_round(
+        &self,
+        pool: &Pool,
+        chooser: &mut dyn methods::Method,
+        seed: u64,
+        picks: &[PoolIdx],
+    ) -> Result<Done> {
+        let folder = store::run_dir(&self.folder(), START, seed);
         let what = format!("{} seed {seed} · shared start", self.data.spec.id);
-        let done = self.train(pool, chooser, seed, 0, &what)?;
-        start.write(&done.record, &done.timing, &checkpoint::to_bytes(&done.model.params)?)?;
-        Ok(done)
+        let mut trained = false;
+        // Another process may be training the same start: wait for it.
+        let mut wait = || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            self.interrupted(&what)
+        };
+        let start = store::shared_start(&folder, &self.manifest(START, seed)?, &mut wait, || {
+            trained = true;
+            let mut done = self.train(pool, chooser, seed, 0, &what)?;
+            done.record.picked = picks.len() as u32;
+            Ok((done.record, pick_record(0, picks), done.timing, checkpoint::to_bytes(&done.model.params)?))
+        })?;
+        if !trained {
+            self.progress.skip(work(&self.config, pool.labelled().len(), self.data.spec.test_len));
+        }
+        let lost = || Error::Data {
+            path: folder.display().to_string(),
+            why: "the shared start is incomplete; remove this folder to train it again".into(),
+        };
+        let record = start.rounds().first().ok_or_else(lost)?.clone();
+        let timing = start.timing().first().ok_or_else(lost)?.clone();
+        let mut model = Model::fresh(&self.data, seed, 0)?;
+        checkpoint::from_bytes(&mut model.params, &start.model()?.ok_or_else(lost)?)?;
+        Ok(Done { record, timing, model })
+    }
+
+    /// The folder of this data set's results.
+    fn folder(&self) -> PathBuf {
+        store::dataset_dir(&self.plan.out, self.plan.preset_id, self.plan.profile.name(), self.data.spec.id)
+    }
+
+    /// The error that ends the program after Ctrl-C.
+    fn interrupted(&self, what: &str) -> Result<()> {
+        if !self.plan.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.progress.finish();
+        Err(Error::Interrupted {
+            resume: format!("{what} was stopped; finished rounds are on disk and the same command goes on from there"),
+        })
     }
 
     fn train(
@@ -319,12 +361,7 @@ impl Experiment<'_> {
         let on_epoch = |e: &EpochEnd| {
             seen.set(seen.get() + 1);
             self.progress.epoch(e, self.data.spec.test_len, each);
-            if self.plan.stop.load(Ordering::Relaxed) {
-                self.progress.finish();
-                let resume = format!("{what} stopped in epoch {}; the same command goes on after the last finished round", e.epoch + 1);
-                return Err(Error::Interrupted { resume });
-            }
-            Ok(())
+            self.interrupted(what)
         };
         let trainer = Trainer {
             data: &self.data,
@@ -336,14 +373,19 @@ impl Experiment<'_> {
         };
         let fit = chooser.fit(&Round { trainer: &trainer, number: round as u32, labelled: &labelled })?;
         let record = RoundRecord {
-            round,
-            labelled: labelled.len(),
-            test_size: self.data.spec.test_len,
+            round: round as u32,
+            labelled: labelled.len() as u32,
+            picked: 0,
+            test_size: self.data.spec.test_len as u32,
             correct: fit.correct,
             loss: fit.loss,
         };
-        let timing =
-            TimingRecord { round, selection_s: 0.0, training_s: fit.training_s, evaluation_s: fit.evaluation_s };
+        let timing = TimingRecord {
+            round: round as u32,
+            selection_s: 0.0,
+            training_s: fit.training_s,
+            evaluation_s: fit.evaluation_s,
+        };
         Ok(Done { record, timing, model: fit.model })
     }
 }

@@ -39,12 +39,7 @@ pub struct FetchOptions {
 
 impl Default for FetchOptions {
     fn default() -> FetchOptions {
-        FetchOptions {
-            mirrors: Vec::new(),
-            official: true,
-            progress: Progress::Bars,
-            timeout: Duration::from_secs(30),
-        }
+        FetchOptions { mirrors: Vec::new(), official: true, progress: Progress::Bars, timeout: Duration::from_secs(30) }
     }
 }
 
@@ -62,19 +57,15 @@ pub fn fetch(entry: &Entry, dir: &DataDir, options: &FetchOptions) -> Result<Vec
     let agent = agent(options);
     let mut results = Vec::with_capacity(entry.files.len());
     for file in entry.files {
-        if let (Some(path), Ok(_)) = (
-            dir.locate(entry.spec.id, file),
-            mnist::read(dir, entry.spec.id, file, Verify::Official),
-        ) {
+        if let (Some(path), Ok(_)) =
+            (dir.locate(entry.spec.id, file), mnist::read(dir, entry.spec.id, file, Verify::Official))
+        {
             results.push(Fetched::AlreadyThere(path));
             continue;
         }
         let own = options.mirrors.iter().map(String::as_str);
         let official = entry.mirrors.iter().copied().filter(|_| options.official);
-        let urls: Vec<_> = own
-            .chain(official)
-            .map(|m| format!("{}/{}", m.trim_end_matches('/'), file.name))
-            .collect();
+        let urls: Vec<_> = own.chain(official).map(|m| format!("{}/{}", m.trim_end_matches('/'), file.name)).collect();
         let path = dir.path.join(entry.spec.id).join(file.name);
         let url = download(&agent, file, &path, &urls, options)?;
         results.push(Fetched::Downloaded(path, url));
@@ -106,24 +97,14 @@ enum Trouble {
 }
 
 /// Download one file to `path` from the first of `urls` that delivers it; gives the address that did.
-fn download(
-    agent: &Agent,
-    file: &RemoteFile,
-    path: &Path,
-    urls: &[String],
-    options: &FetchOptions,
-) -> Result<String> {
+fn download(agent: &Agent, file: &RemoteFile, path: &Path, urls: &[String], options: &FetchOptions) -> Result<String> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
-    let mut out = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .read(true)
-        .open(&part)
-        .map_err(|e| Error::io(&part, &e))?;
+    let mut out =
+        OpenOptions::new().create(true).append(true).read(true).open(&part).map_err(|e| Error::io(&part, &e))?;
     match out.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -136,15 +117,11 @@ fn download(
         Err(TryLockError::Error(_)) => {}
     }
     let bar = match options.progress {
-        Progress::Bars => {
-            ProgressBar::with_draw_target(Some(file.len), ProgressDrawTarget::stderr())
-        }
+        Progress::Bars => ProgressBar::with_draw_target(Some(file.len), ProgressDrawTarget::stderr()),
         Progress::Quiet => ProgressBar::hidden(),
     };
     let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    bar.set_style(
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(file.name);
 
     let mut reasons = Vec::new();
@@ -243,26 +220,19 @@ fn attempt(
     let start = match status.as_u16() {
         200 => 0,
         206 => {
-            let range = response
-                .headers()
-                .get("Content-Range")
-                .and_then(|v| v.to_str().ok());
+            let range = response.headers().get("Content-Range").and_then(|v| v.to_str().ok());
             match range.and_then(range_start) {
                 Some(start) => start,
                 None => {
                     truncate(part, out).map_err(Trouble::Local)?;
                     let range = range.unwrap_or("missing");
-                    return Err(Trouble::Mirror(format!(
-                        "HTTP 206 with an unusable Content-Range: {range}"
-                    )));
+                    return Err(Trouble::Mirror(format!("HTTP 206 with an unusable Content-Range: {range}")));
                 }
             }
         }
         416 => {
             truncate(part, out).map_err(Trouble::Local)?;
-            return Err(Trouble::Mirror(format!(
-                "HTTP 416: nothing beyond byte {have}"
-            )));
+            return Err(Trouble::Mirror(format!("HTTP 416: nothing beyond byte {have}")));
         }
         _ => return Err(Trouble::Mirror(format!("HTTP {status}"))),
     };
@@ -270,41 +240,29 @@ fn attempt(
     if start != have {
         truncate(part, out).map_err(Trouble::Local)?;
         if start != 0 {
-            return Err(Trouble::Mirror(format!(
-                "asked for bytes from {have}, got them from {start}"
-            )));
+            return Err(Trouble::Mirror(format!("asked for bytes from {have}, got them from {start}")));
         }
         bar.set_position(0);
     }
     // One byte more than wanted is enough to fail the checksum; a server cannot fill the disk.
-    let mut body = response
-        .into_body()
-        .into_reader()
-        .take(file.len - start + 1);
+    let mut body = response.into_body().into_reader().take(file.len - start + 1);
     let mut buffer = vec![0; 1 << 16];
     let mut got = start;
     loop {
         match body.read(&mut buffer) {
             Ok(0) if got < file.len => {
-                return Err(Trouble::Mirror(format!(
-                    "ended after {got} of {} bytes",
-                    file.len
-                )));
+                return Err(Trouble::Mirror(format!("ended after {got} of {} bytes", file.len)));
             }
             Ok(0) => return Ok(()),
             Ok(n) => {
                 let bytes = buffer.get(..n).unwrap_or_default();
-                out.write_all(bytes)
-                    .map_err(|e| Trouble::Local(Error::io(part, &e)))?;
+                out.write_all(bytes).map_err(|e| Trouble::Local(Error::io(part, &e)))?;
                 got += n as u64;
                 bar.set_position(got);
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => {
-                return Err(Trouble::Mirror(format!(
-                    "broke off after {got} of {} bytes: {e}",
-                    file.len
-                )));
+                return Err(Trouble::Mirror(format!("broke off after {got} of {} bytes: {e}", file.len)));
             }
         }
     }
@@ -312,20 +270,11 @@ fn attempt(
 
 /// `bytes 100-199/200` → 100.
 fn range_start(value: &str) -> Option<u64> {
-    value
-        .trim()
-        .strip_prefix("bytes ")?
-        .split_once('-')?
-        .0
-        .trim()
-        .parse()
-        .ok()
+    value.trim().strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
 }
 
 fn size(part: &Path, out: &File) -> Result<u64> {
-    out.metadata()
-        .map(|m| m.len())
-        .map_err(|e| Error::io(part, &e))
+    out.metadata().map(|m| m.len()).map_err(|e| Error::io(part, &e))
 }
 
 fn truncate(part: &Path, out: &File) -> Result<()> {
@@ -342,9 +291,7 @@ fn checksum(path: &Path) -> Result<String> {
 /// Make the rename durable. Only Unix can open a folder to sync it.
 fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| Error::io(folder, &e))?;
+        File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, &e))?;
     }
     Ok(())
 }

@@ -8,9 +8,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
-use super::{
-    Augment, Budgets, DataDir, Dataset, Flip, Images, Model, RemoteFile, Spec, Verify, hex,
-};
+use super::{Augment, Budgets, DataDir, Dataset, Flip, Images, Model, RemoteFile, Spec, Verify, hex};
 use crate::error::{Error, Result};
 
 /// The description of the data set.
@@ -26,22 +24,12 @@ pub static SPEC: Spec = Spec {
     test_len: 10_000,
     mean: &[0.1307],
     std: &[0.3081],
-    clean: Augment {
-        crop_pad: 2,
-        flip: Flip::Never,
-    },
-    repro: Augment {
-        crop_pad: 0,
-        flip: Flip::Half,
-    },
+    clean: Augment { crop_pad: 2, flip: Flip::Never },
+    repro: Augment { crop_pad: 0, flip: Flip::Half },
     batch_train: 128,
     batch_test: 1024,
     model: Model::LeNet,
-    budgets: Budgets {
-        start: 2,
-        query: 2,
-        end: 20,
-    },
+    budgets: Budgets { start: 2, query: 2, end: 20 },
     epochs: 50,
     milestones: &[20, 40],
 };
@@ -102,12 +90,7 @@ pub fn load(dir: &DataDir, verify: Verify) -> Result<Dataset> {
     Ok(Dataset::new(&SPEC, train, test))
 }
 
-fn load_split(
-    dir: &DataDir,
-    images: &RemoteFile,
-    labels: &RemoteFile,
-    verify: Verify,
-) -> Result<Images> {
+fn load_split(dir: &DataDir, images: &RemoteFile, labels: &RemoteFile, verify: Verify) -> Result<Images> {
     let (image_path, image_bytes) = read(dir, SPEC.id, images, verify)?;
     let (label_path, label_bytes) = read(dir, SPEC.id, labels, verify)?;
     let ([n, h, w], pixels) = parse_idx::<3>(&image_bytes, &image_path)?;
@@ -115,41 +98,21 @@ fn load_split(
     if n != m {
         return Err(Error::Data {
             path: label_path,
-            why: format!(
-                "{m} labels for the {n} images of {image_path}: these files do not belong together"
-            ),
+            why: format!("{m} labels for the {n} images of {image_path}: these files do not belong together"),
         });
     }
-    if let Some((i, label)) = label_bytes
-        .iter()
-        .enumerate()
-        .find(|(_, l)| usize::from(**l) >= SPEC.classes)
-    {
+    if let Some((i, label)) = label_bytes.iter().enumerate().find(|(_, l)| usize::from(**l) >= SPEC.classes) {
         let top = SPEC.classes - 1;
         return Err(Error::Data {
             path: label_path,
-            why: format!(
-                "label {label} of example {i} is out of range: wanted 0 to {top}; the file is damaged"
-            ),
+            why: format!("label {label} of example {i} is out of range: wanted 0 to {top}; the file is damaged"),
         });
     }
-    Ok(Images {
-        n,
-        h,
-        w,
-        c: 1,
-        pixels: pixels.to_vec(),
-        labels: label_bytes.iter().map(|&l| l.into()).collect(),
-    })
+    Ok(Images { n, h, w, c: 1, pixels: pixels.to_vec(), labels: label_bytes.iter().map(|&l| l.into()).collect() })
 }
 
 /// Find a file, decompress it if it is gzipped, and check it. Gives its path, for messages, and its content.
-pub(super) fn read(
-    dir: &DataDir,
-    id: &str,
-    file: &RemoteFile,
-    verify: Verify,
-) -> Result<(String, Vec<u8>)> {
+pub(super) fn read(dir: &DataDir, id: &str, file: &RemoteFile, verify: Verify) -> Result<(String, Vec<u8>)> {
     let Some(path) = dir.locate(id, file) else {
         return Err(Error::Data {
             path: file.raw_name().into(),
@@ -191,10 +154,7 @@ fn check_size(content: &[u8], file: &RemoteFile, shown: &str, remedy: &str) -> R
         parse_idx::<1>(content, shown).map(|_| ())
     };
     parsed.map_err(|e| match e {
-        Error::Data { path, why } => Error::Data {
-            path,
-            why: format!("{why}; {remedy}"),
-        },
+        Error::Data { path, why } => Error::Data { path, why: format!("{why}; {remedy}") },
         other => other,
     })
 }
@@ -206,10 +166,7 @@ fn decompress(path: &Path, remedy: &str) -> Result<Vec<u8>> {
         if path.extension().is_some_and(|e| e == "gz") {
             return Err(Error::Data {
                 path: path.display().to_string(),
-                why: format!(
-                    "not a gzip file although its name says so ({} bytes); {remedy}",
-                    bytes.len()
-                ),
+                why: format!("not a gzip file although its name says so ({} bytes); {remedy}", bytes.len()),
             });
         }
         return Ok(bytes);
@@ -217,42 +174,24 @@ fn decompress(path: &Path, remedy: &str) -> Result<Vec<u8>> {
     let mut content = Vec::with_capacity(bytes.len().saturating_mul(4));
     // A small archive can expand without end; nothing we read is near this large.
     const LIMIT: u64 = 1 << 30;
-    let outcome = MultiGzDecoder::new(bytes.as_slice())
-        .take(LIMIT + 1)
-        .read_to_end(&mut content);
+    let outcome = MultiGzDecoder::new(bytes.as_slice()).take(LIMIT + 1).read_to_end(&mut content);
     let why = match outcome {
         Ok(_) if content.len() as u64 <= LIMIT => return Ok(content),
         Ok(_) => format!("expands to more than {} MiB", LIMIT >> 20),
-        Err(e) => format!(
-            "corrupt or truncated gzip data after {} bytes of content ({e})",
-            content.len()
-        ),
+        Err(e) => format!("corrupt or truncated gzip data after {} bytes of content ({e})", content.len()),
     };
-    Err(Error::Data {
-        path: path.display().to_string(),
-        why: format!("{why}; {remedy}"),
-    })
+    Err(Error::Data { path: path.display().to_string(), why: format!("{why}; {remedy}") })
 }
 
 /// Parse an IDX file of u8 with `D` dimensions: its sizes and its payload. `path` is for messages.
-pub fn parse_idx<'a, const D: usize>(
-    bytes: &'a [u8],
-    path: &str,
-) -> Result<([usize; D], &'a [u8])> {
-    let refuse = |why: String| Error::Data {
-        path: path.into(),
-        why,
-    };
+pub fn parse_idx<'a, const D: usize>(bytes: &'a [u8], path: &str) -> Result<([usize; D], &'a [u8])> {
+    let refuse = |why: String| Error::Data { path: path.into(), why };
     let header = 4 + 4 * D;
     let Some((head, payload)) = bytes.split_at_checked(header) else {
         let len = bytes.len();
-        return Err(refuse(format!(
-            "truncated: {len} bytes are fewer than the {header} of the IDX header"
-        )));
+        return Err(refuse(format!("truncated: {len} bytes are fewer than the {header} of the IDX header")));
     };
-    let mut words = head
-        .chunks_exact(4)
-        .map(|b| b.iter().fold(0u32, |v, &b| v << 8 | u32::from(b)));
+    let mut words = head.chunks_exact(4).map(|b| b.iter().fold(0u32, |v, &b| v << 8 | u32::from(b)));
     let (found, wanted) = (words.next().unwrap_or(0), 0x0800 | D as u32);
     if found != wanted {
         let kind = |magic| match magic {
@@ -274,19 +213,12 @@ pub fn parse_idx<'a, const D: usize>(
     let len = sizes
         .iter()
         .try_fold(1usize, |a, &s| a.checked_mul(s))
-        .ok_or_else(|| {
-            refuse(format!(
-                "the header claims {shape} bytes, more than can be addressed"
-            ))
-        })?;
+        .ok_or_else(|| refuse(format!("the header claims {shape} bytes, more than can be addressed")))?;
     match payload.len() {
-        got if got < len => Err(refuse(format!(
-            "truncated: the header claims {shape} = {len} bytes, {got} follow"
-        ))),
-        got if got > len => Err(refuse(format!(
-            "{} trailing bytes: the header claims {shape} = {len} bytes, {got} follow",
-            got - len
-        ))),
+        got if got < len => Err(refuse(format!("truncated: the header claims {shape} = {len} bytes, {got} follow"))),
+        got if got > len => {
+            Err(refuse(format!("{} trailing bytes: the header claims {shape} = {len} bytes, {got} follow", got - len)))
+        }
         _ => Ok((sizes, payload)),
     }
 }

@@ -72,12 +72,7 @@ impl Dataset {
                 sha.update(label.to_le_bytes());
             }
         }
-        Dataset {
-            spec,
-            train,
-            test,
-            fingerprint: hex(&sha.finalize()),
-        }
+        Dataset { spec, train, test, fingerprint: hex(&sha.finalize()) }
     }
 }
 
@@ -126,15 +121,8 @@ impl Budgets {
     /// Size of the labelled set at the end of each round, for a pool of `n`: floor(percent·n / 100). A zero
     /// `query` gives the start set only.
     pub fn targets(&self, n: usize) -> Vec<usize> {
-        let step = if self.query == 0 {
-            usize::MAX
-        } else {
-            self.query as usize
-        };
-        (self.start..=self.end)
-            .step_by(step)
-            .map(|percent| percent as usize * n / 100)
-            .collect()
+        let step = if self.query == 0 { usize::MAX } else { self.query as usize };
+        (self.start..=self.end).step_by(step).map(|percent| percent as usize * n / 100).collect()
     }
 }
 
@@ -227,54 +215,27 @@ pub struct Entry {
 
 /// Every data set. Command line, help and documentation read this table.
 pub static DATASETS: &[Entry] = &[
-    Entry {
-        spec: &synthetic::SPEC,
-        load: synthetic::load,
-        files: &[],
-        mirrors: &[],
-    },
-    Entry {
-        spec: &mnist::SPEC,
-        load: mnist::load,
-        files: &mnist::FILES,
-        mirrors: &mnist::MIRRORS,
-    },
+    Entry { spec: &synthetic::SPEC, load: synthetic::load, files: &[], mirrors: &[] },
+    Entry { spec: &mnist::SPEC, load: mnist::load, files: &mnist::FILES, mirrors: &mnist::MIRRORS },
 ];
 
 /// Look a data set up by name, ignoring case, `-` and `_`. An unknown name is answered with the nearest one.
 pub fn find(name: &str) -> Result<&'static Entry> {
-    let plain = |s: &str| {
-        s.chars()
-            .filter(|c| !matches!(c, '-' | '_'))
-            .collect::<String>()
-            .to_lowercase()
-    };
+    let plain = |s: &str| s.chars().filter(|c| !matches!(c, '-' | '_')).collect::<String>().to_lowercase();
     let wanted = plain(name);
-    if let Some(entry) = DATASETS.iter().find(|e| {
-        [e.spec.id, e.spec.paper_name]
-            .iter()
-            .any(|s| plain(s) == wanted)
-    }) {
+    if let Some(entry) = DATASETS.iter().find(|e| [e.spec.id, e.spec.paper_name].iter().any(|s| plain(s) == wanted)) {
         return Ok(entry);
     }
     let nearest = DATASETS
         .iter()
-        .map(|e| {
-            (
-                strsim::damerau_levenshtein(&wanted, &plain(e.spec.id)),
-                e.spec.id,
-            )
-        })
+        .map(|e| (strsim::damerau_levenshtein(&wanted, &plain(e.spec.id)), e.spec.id))
         .min()
         .filter(|(distance, id)| *distance <= id.len() / 2)
         .map_or(String::new(), |(_, id)| format!("did you mean `{id}`? "));
     let known: Vec<_> = DATASETS.iter().map(|e| e.spec.id).collect();
     Err(Error::Config {
         key: "dataset".into(),
-        why: format!(
-            "there is no data set `{name}`; {nearest}Known: {}",
-            known.join(", ")
-        ),
+        why: format!("there is no data set `{name}`; {nearest}Known: {}", known.join(", ")),
     })
 }
 
@@ -294,10 +255,7 @@ impl DataDir {
     }
 
     /// [`DataDir::resolve`] with another environment.
-    pub fn resolve_with(
-        argument: Option<&Path>,
-        env: impl Fn(&str) -> Option<std::ffi::OsString>,
-    ) -> Result<DataDir> {
+    pub fn resolve_with(argument: Option<&Path>, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<DataDir> {
         let env = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         // The XDG rules say to ignore a relative path.
         let absolute = |name: &str| env(name).filter(|p| p.is_absolute());
@@ -305,20 +263,13 @@ impl DataDir {
             return Ok(DataDir::at(path));
         }
         if let Some(path) = env("DALCORE_DATA") {
-            return Ok(DataDir {
-                path,
-                chosen_by: "DALCORE_DATA",
-            });
+            return Ok(DataDir { path, chosen_by: "DALCORE_DATA" });
         }
         let cache = absolute("XDG_CACHE_HOME").or_else(|| {
             if cfg!(windows) {
                 return absolute("LOCALAPPDATA");
             }
-            let below_home = if cfg!(target_os = "macos") {
-                "Library/Caches"
-            } else {
-                ".cache"
-            };
+            let below_home = if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" };
             absolute("HOME").map(|home| home.join(below_home))
         });
         let cache = cache.ok_or_else(|| Error::Config {
@@ -327,29 +278,18 @@ impl DataDir {
                   name one with --data-dir"
                 .into(),
         })?;
-        Ok(DataDir {
-            path: cache.join("dalcore"),
-            chosen_by: "the cache folder",
-        })
+        Ok(DataDir { path: cache.join("dalcore"), chosen_by: "the cache folder" })
     }
 
     /// A folder named by the caller.
     pub fn at(path: impl Into<PathBuf>) -> DataDir {
-        DataDir {
-            path: path.into(),
-            chosen_by: "--data-dir",
-        }
+        DataDir { path: path.into(), chosen_by: "--data-dir" }
     }
 
     /// Where a file of data set `id` may lie, in the order in which they are looked at.
     pub fn candidates(&self, id: &str, file: &RemoteFile) -> [PathBuf; 4] {
         let own = self.path.join(id);
-        [
-            own.join(file.name),
-            own.join(file.raw_name()),
-            self.path.join(file.name),
-            self.path.join(file.raw_name()),
-        ]
+        [own.join(file.name), own.join(file.raw_name()), self.path.join(file.name), self.path.join(file.raw_name())]
     }
 
     /// The first candidate that exists.
@@ -374,11 +314,7 @@ pub fn verify(entry: &Entry, dir: &DataDir) -> Vec<FileStatus> {
     let check = |file: &'static RemoteFile| {
         let path = dir.locate(entry.spec.id, file);
         let verdict = mnist::read(dir, entry.spec.id, file, Verify::Official).map(|_| ());
-        FileStatus {
-            name: file.name,
-            path,
-            verdict,
-        }
+        FileStatus { name: file.name, path, verdict }
     };
     entry.files.iter().map(check).collect()
 }
@@ -408,32 +344,16 @@ pub struct Listing {
 /// Every data set, whether it is present, where, and its size on disk.
 pub fn list(dir: &DataDir) -> Vec<Listing> {
     let row = |entry: &'static Entry| {
-        let found: Vec<_> = entry
-            .files
-            .iter()
-            .map(|f| (f, dir.locate(entry.spec.id, f)))
-            .collect();
-        let missing: Vec<_> = found
-            .iter()
-            .filter(|(_, p)| p.is_none())
-            .map(|(f, _)| f.name)
-            .collect();
+        let found: Vec<_> = entry.files.iter().map(|f| (f, dir.locate(entry.spec.id, f))).collect();
+        let missing: Vec<_> = found.iter().filter(|(_, p)| p.is_none()).map(|(f, _)| f.name).collect();
         let paths: Vec<&PathBuf> = found.iter().filter_map(|(_, p)| p.as_ref()).collect();
-        let bytes = paths
-            .iter()
-            .filter_map(|p| p.metadata().ok())
-            .map(|m| m.len())
-            .sum();
+        let bytes = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
         let presence = match paths.first().and_then(|p| p.parent()) {
             _ if entry.files.is_empty() => Presence::BuiltIn,
             Some(folder) if missing.is_empty() => Presence::Present(folder.to_path_buf()),
             _ => Presence::Missing(missing),
         };
-        Listing {
-            entry,
-            presence,
-            bytes,
-        }
+        Listing { entry, presence, bytes }
     };
     DATASETS.iter().map(row).collect()
 }
@@ -461,8 +381,7 @@ pub struct Pool {
 impl Pool {
     /// A pool in which nothing is labelled yet. Ids are 32 bits wide, so more examples are refused.
     pub fn new(labels: Arc<[u32]>) -> Result<Pool> {
-        let n = u32::try_from(labels.len())
-            .map_err(|_| refused(format!("{} examples are too many", labels.len())))?;
+        let n = u32::try_from(labels.len()).map_err(|_| refused(format!("{} examples are too many", labels.len())))?;
         Ok(Pool {
             known: vec![false; labels.len()],
             labels,
@@ -474,10 +393,7 @@ impl Pool {
     /// The random start set: the first `size` of a permutation that depends on the run's seed alone, ascending.
     pub fn start_set(&self, rng: Rng, size: usize) -> Result<Vec<PoolIdx>> {
         if size > self.len() {
-            return Err(refused(format!(
-                "a start set of {size} is larger than the pool of {}",
-                self.len()
-            )));
+            return Err(refused(format!("a start set of {size} is larger than the pool of {}", self.len())));
         }
         let order = rng.at(Purpose::StartSet, 0, 0).permutation(self.len());
         let mut start: Vec<_> = order.into_iter().take(size).map(PoolIdx).collect();
@@ -491,18 +407,12 @@ impl Pool {
         sorted.sort_unstable();
         for (i, id) in sorted.iter().enumerate() {
             if i > 0 && sorted.get(i - 1) == Some(id) {
-                return Err(refused(format!(
-                    "example {} was chosen twice in one query",
-                    id.0
-                )));
+                return Err(refused(format!("example {} was chosen twice in one query", id.0)));
             }
             match self.known.get(id.index()) {
                 None => {
                     let n = self.len();
-                    return Err(refused(format!(
-                        "there is no example {}: the pool has {n}, numbered from 0",
-                        id.0
-                    )));
+                    return Err(refused(format!("there is no example {}: the pool has {n}, numbered from 0", id.0)));
                 }
                 Some(true) => return Err(refused(format!("example {} is already labelled", id.0))),
                 Some(false) => {}
@@ -516,18 +426,13 @@ impl Pool {
         self.labelled.extend(sorted);
         self.labelled.sort_unstable();
         let known = &self.known;
-        self.unlabelled
-            .retain(|id| known.get(id.index()) == Some(&false));
+        self.unlabelled.retain(|id| known.get(id.index()) == Some(&false));
         Ok(())
     }
 
     /// The label, once revealed.
     pub fn label(&self, id: PoolIdx) -> Option<u32> {
-        self.known
-            .get(id.index())
-            .filter(|known| **known)
-            .and_then(|_| self.labels.get(id.index()))
-            .copied()
+        self.known.get(id.index()).filter(|known| **known).and_then(|_| self.labels.get(id.index())).copied()
     }
 
     /// Labelled ids, ascending.
@@ -552,8 +457,5 @@ impl Pool {
 }
 
 fn refused(why: String) -> Error {
-    Error::Data {
-        path: "pool".into(),
-        why,
-    }
+    Error::Data { path: "pool".into(), why }
 }

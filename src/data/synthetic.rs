@@ -27,22 +27,12 @@ pub static SPEC: Spec = Spec {
     test_len: 2_000,
     mean: &[0.1307],
     std: &[0.3081],
-    clean: Augment {
-        crop_pad: 2,
-        flip: Flip::Never,
-    },
-    repro: Augment {
-        crop_pad: 2,
-        flip: Flip::Never,
-    },
+    clean: Augment { crop_pad: 2, flip: Flip::Never },
+    repro: Augment { crop_pad: 2, flip: Flip::Never },
     batch_train: 128,
     batch_test: 1024,
     model: Model::LeNet,
-    budgets: Budgets {
-        start: 2,
-        query: 2,
-        end: 20,
-    },
+    budgets: Budgets { start: 2, query: 2, end: 20 },
     epochs: 50,
     milestones: &[20, 40],
 };
@@ -81,14 +71,7 @@ pub fn generate(seed: u64, split: Split, n: usize) -> Images {
         .zip(&labels)
         .enumerate()
         .for_each(|(i, (out, &label))| render(out, label as usize, seed, split, i));
-    Images {
-        n,
-        h: SIDE,
-        w: SIDE,
-        c: 1,
-        pixels,
-        labels,
-    }
+    Images { n, h: SIDE, w: SIDE, c: 1, pixels, labels }
 }
 
 /// One random stream per aspect of an example.
@@ -102,9 +85,7 @@ enum Lane {
 }
 
 fn address(seed: u64, split: Split, index: usize, lane: Lane) -> Rng {
-    Rng::new(seed)
-        .at(Purpose::Synthetic, split as u32, index as u32)
-        .lane(lane as u32)
+    Rng::new(seed).at(Purpose::Synthetic, split as u32, index as u32).lane(lane as u32)
 }
 
 /// Uniform in [-1, 1).
@@ -190,15 +171,9 @@ impl Warp {
     /// A smooth random field: uniform quadratic B-spline over a coarse grid of random vectors.
     fn displacement(&self, p: Point) -> Point {
         const CELL: f32 = 7.0;
-        let (gx, gy) = (
-            (p[0] / CELL).clamp(0.0, 3.99),
-            (p[1] / CELL).clamp(0.0, 3.99),
-        );
+        let (gx, gy) = ((p[0] / CELL).clamp(0.0, 3.99), (p[1] / CELL).clamp(0.0, 3.99));
         let (ix, iy) = (gx as u64, gy as u64);
-        let (wx, wy) = (
-            spline_weights(gx - ix as f32),
-            spline_weights(gy - iy as f32),
-        );
+        let (wx, wy) = (spline_weights(gx - ix as f32), spline_weights(gy - iy as f32));
         let mut d = [0.0; 2];
         for (r, wy) in wy.iter().enumerate() {
             for (s, wx) in wx.iter().enumerate() {
@@ -306,10 +281,7 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
     };
     let warp = Warp {
         m: matrix(kind, shape),
-        centre: [
-            14.0 + kind.shift * signed(shape, 10),
-            14.0 + kind.shift * signed(shape, 11),
-        ],
+        centre: [14.0 + kind.shift * signed(shape, 10), 14.0 + kind.shift * signed(shape, 11)],
         elastic: kind.elastic,
         field: address(seed, split, index, Lane::Elastic),
     };
@@ -320,32 +292,21 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
         foreign_stroke(&mut foreign, clutter, 8 + 8 * k as u64);
     }
     for k in 0..choice(clutter, 1, kind.specks + 1) as u64 {
-        let p = [
-            28.0 * clutter.uniform(40 + 2 * k),
-            28.0 * clutter.uniform(41 + 2 * k),
-        ];
+        let p = [28.0 * clutter.uniform(40 + 2 * k), 28.0 * clutter.uniform(41 + 2 * k)];
         foreign.segment(p, p, 2.5);
     }
     let mut bars = Paper::new();
     for k in 0..choice(clutter, 2, kind.bars + 1) as u64 {
-        let (y0, y1) = (
-            28.0 * clutter.uniform(60 + 2 * k),
-            28.0 * clutter.uniform(61 + 2 * k),
-        );
+        let (y0, y1) = (28.0 * clutter.uniform(60 + 2 * k), 28.0 * clutter.uniform(61 + 2 * k));
         bars.segment([0.0, y0], [28.0, y1], 3.0);
     }
 
     let white = 1.0 - kind.fade * shape.uniform(12);
     let ground = 0.4 * kind.fade * shape.uniform(13);
-    let slope = [
-        0.012 * kind.fade * signed(shape, 14),
-        0.012 * kind.fade * signed(shape, 15),
-    ];
+    let slope = [0.012 * kind.fade * signed(shape, 14), 0.012 * kind.fade * signed(shape, 15)];
     let light = shape.uniform(16) < kind.light_ground;
     for (i, out) in out.iter_mut().enumerate() {
-        let ink = paper
-            .ink(i, pen, radius)
-            .max(0.8 * foreign.ink(i, Pen::Solid, 0.7));
+        let ink = paper.ink(i, pen, radius).max(0.8 * foreign.ink(i, Pen::Solid, 0.7));
         let ink = ink * (1.0 - bars.ink(i, Pen::Solid, 0.9));
         let (x, y) = ((i % SIDE) as f32 - 13.5, (i / SIDE) as f32 - 13.5);
         let base = ground + slope[0] * x + slope[1] * y;
@@ -354,12 +315,7 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
             v = 1.0 - v;
         }
         // A sum of four bytes: mean 510, standard deviation 147.8, and the same integers everywhere.
-        let sum: u32 = noise
-            .u32(i as u64)
-            .to_le_bytes()
-            .iter()
-            .map(|&b| u32::from(b))
-            .sum();
+        let sum: u32 = noise.u32(i as u64).to_le_bytes().iter().map(|&b| u32::from(b)).sum();
         v += kind.noise * (sum as f32 - 510.0) * (1.0 / 147.8);
         *out = (255.0 * v + 0.5) as u8; // saturates at both ends
     }
@@ -373,10 +329,7 @@ fn matrix(kind: &Kind, shape: Rng) -> [[f32; 2]; 2] {
     let shear = kind.shear * signed(shape, 7);
     let sx = 0.12 * (1.0 + kind.stretch * signed(shape, 8));
     let sy = 0.185 * (1.0 + kind.stretch * signed(shape, 9));
-    [
-        [cos * sx, (cos * shear - sin) * sy],
-        [sin * sx, (sin * shear + cos) * sy],
-    ]
+    [[cos * sx, (cos * shear - sin) * sy], [sin * sx, (sin * shear + cos) * sy]]
 }
 
 /// A piece of some other glyph that looks in over the border.
@@ -393,17 +346,7 @@ fn foreign_stroke(paper: &mut Paper, rng: Rng, at: u64) {
     let t = signed(rng, at + 4);
     let (cos, sin) = ((1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t));
     let m = [[0.1 * cos, -0.14 * sin], [0.1 * sin, 0.14 * cos]];
-    paper.glyph(
-        strokes,
-        &Warp {
-            m,
-            centre,
-            elastic: 0.0,
-            field: rng,
-        },
-        Pen::Solid,
-        2.5,
-    );
+    paper.glyph(strokes, &Warp { m, centre, elastic: 0.0, field: rng }, Pen::Solid, 2.5);
 }
 
 /// One movement of the pen, in glyph units: x to the right, y down, 0 to 100.
@@ -422,12 +365,7 @@ impl Stroke {
             Stroke::Line(points) => (*points, false),
             Stroke::Curve(points) => (*points, true),
         };
-        let at = |i: usize| {
-            points
-                .get(i)
-                .or(points.last())
-                .map_or([0.0; 2], |p| [f32::from(p.0), f32::from(p.1)])
-        };
+        let at = |i: usize| points.get(i).or(points.last()).map_or([0.0; 2], |p| [f32::from(p.0), f32::from(p.1)]);
         visit(at(0));
         for i in 1..points.len() {
             let (p0, p1, p2, p3) = (at(i.saturating_sub(2)), at(i - 1), at(i), at(i + 1));
@@ -436,10 +374,7 @@ impl Stroke {
                 visit([0, 1].map(|k| {
                     let (p0, p1, p2, p3) = (p0[k], p1[k], p2[k], p3[k]);
                     if smooth {
-                        let (b, c) = (
-                            2.0 * p0 - 5.0 * p1 + 4.0 * p2 - p3,
-                            3.0 * p1 - 3.0 * p2 + p3 - p0,
-                        );
+                        let (b, c) = (2.0 * p0 - 5.0 * p1 + 4.0 * p2 - p3, 3.0 * p1 - 3.0 * p2 + p3 - p0);
                         p1 + 0.5 * t * (p2 - p0 + t * (b + t * c))
                     } else {
                         p1 + t * (p2 - p1)

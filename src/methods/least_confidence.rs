@@ -17,7 +17,7 @@ impl Method for LeastConfidence {
         }
         let scores = ops::least_confidence(q.logits()?)?;
         let rows = ops::top_k(&scores, n.min(ids.len())).map_err(|e| name_the_example(e, ids))?;
-        Ok(rows.into_iter().map(|r| ids[r as usize]).collect())
+        Ok(rows.to_vec::<u32>()?.into_iter().map(|r| ids[r as usize]).collect())
     }
 }
 

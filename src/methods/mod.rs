@@ -98,6 +98,11 @@ pub fn find(name: &str) -> Result<&'static Entry> {
         .ok_or_else(|| names::unknown("--method", name, METHODS.iter().map(|m| m.id)))
 }
 
+/// The name in the paper of a method's id; an id that is in no table names itself.
+pub fn paper_name(id: &str) -> String {
+    METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
+}
+
 /// Checks what every selection must be: `n` distinct ids (or all, if there are fewer), all unlabelled.
 pub fn check_picks(id: &str, picks: &[PoolIdx], unlabelled: &[PoolIdx], n: usize) -> Result<()> {
     let mut sorted = picks.to_vec();

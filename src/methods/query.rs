@@ -77,9 +77,8 @@ impl<'a> Query<'a> {
             let (u, l) = (self.features_unlabelled()?, self.features_labelled()?);
             let d = self.model.net.embedding_width();
             let device = self.images.pixels.device();
-            let both = Tensor::stale(device, [self.pool.len(), d], crate::tensor::Dtype::F32)?;
-            let mut both = both;
-            let into = both.buf_mut("embeddings")?;
+            let mut both = Tensor::stale(device, [self.pool.len(), d], crate::tensor::Dtype::F32)?;
+            let into = both.buf_mut::<f32>("embeddings")?;
             ops::copy_into(into, 0, u.embeddings.buf("embeddings")?, device)?;
             ops::copy_into(into, u.embeddings.len(), l.embeddings.buf("embeddings")?, device)?;
             // Row of pool id i: its rank among the unlabelled, or after all of those its rank among the labelled.

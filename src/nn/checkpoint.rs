@@ -35,7 +35,8 @@ pub fn from_bytes(params: &mut Params, bytes: &[u8]) -> Result<()> {
             if view.dtype() != Dtype::F32 {
                 return Err(bad(format!("{name} holds {:?}, not F32", view.dtype())));
             }
-            let v: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let v: Vec<f32> =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             Ok((name, v))
         })
         .collect::<Result<Vec<_>>>()?;

@@ -1,5 +1,8 @@
 //! Networks: parameters in one arena, what a forward pass needs to know, and the trait every network implements.
 
+pub mod checkpoint;
+pub mod lenet;
+
 use std::cell::Cell;
 use std::rc::Rc;
 

@@ -224,6 +224,10 @@ mod tests {
                 let want = if inside { f32::from(x[at]) / 255.0 } else { 0.0 };
                 assert!((y - want).abs() < 1e-6, "pad {pad}, element {e}: {y} {want}");
             }
+            // The place in the batch does not matter.
+            let order = Tensor::new(&Device::Cpu, [n], &ids.iter().rev().copied().collect::<Vec<_>>()).unwrap();
+            let back = gather_images(&t, &order, &clock, n, &view).unwrap().to_vec::<f32>().unwrap();
+            assert_eq!(back[..h * w * c], y[(n - 1) * h * w * c..]);
             assert!((10..=30).contains(&flips), "{flips}");
             assert!(shifts.len() >= if pad > 0 { 15 } else { 1 });
         }

@@ -5,22 +5,32 @@
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
 mod augment;
+mod conv2d;
+pub(crate) mod distance;
 mod dropout;
 mod elementwise;
+mod matmul;
 mod optim;
 mod pool;
 mod reduce;
 mod rows;
 mod softmax;
+mod topk;
 
-pub use augment::*;
-pub use dropout::*;
-pub use elementwise::*;
-pub use optim::*;
-pub use pool::*;
-pub use reduce::*;
-pub use rows::*;
-pub use softmax::*;
+pub use augment::{View, gather_images};
+pub use conv2d::{Conv, conv2d, conv2d_dgrad};
+pub use distance::{nearest_update, pairwise_sq};
+pub use dropout::{dropout, dropout_channels};
+pub use elementwise::{add, add_bias, mul, relu, scale};
+pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
+pub use optim::{copy_into, sgd_step};
+pub use pool::{Pool, max_pool2d};
+pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
+pub use rows::{gather_labels, gather_rows};
+pub use softmax::{
+    argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
+};
+pub use topk::{argmax, top_k};
 
 use crate::Result;
 use crate::device::Device;
@@ -108,14 +118,31 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 6] =
-        [elementwise::CASES, dropout::CASES, pool::CASES, reduce::CASES, rows::CASES, softmax::CASES];
+    let families: [&'static [Case]; 9] = [
+        elementwise::CASES,
+        reduce::CASES,
+        matmul::CASES,
+        conv2d::CASES,
+        pool::CASES,
+        softmax::CASES,
+        dropout::CASES,
+        rows::CASES,
+        distance::CASES,
+    ];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 5] = [dropout::LARGE, pool::LARGE, reduce::LARGE, rows::LARGE, softmax::LARGE];
+    let families: [&'static [Case]; 7] = [
+        reduce::LARGE,
+        matmul::LARGE,
+        conv2d::LARGE,
+        pool::LARGE,
+        softmax::LARGE,
+        dropout::LARGE,
+        rows::LARGE,
+    ];
     families.into_iter().flatten().collect()
 }
 

@@ -62,8 +62,8 @@ pub fn extract(model: &Model, images: &Resident, ids: &[u32], view: &View, batch
     let mut embeddings = Tensor::stale(device, [ids.len(), d], Dtype::F32)?;
     batches(model, images, &order, view, batch, |at, _, _, x, cx| {
         let out = model.net.forward(x, cx)?;
-        ops::copy_into(logits.buf_mut("extract")?, at * c, out.logits.buf("extract")?, device)?;
-        ops::copy_into(embeddings.buf_mut("extract")?, at * d, out.embedding.buf("extract")?, device)
+        ops::copy_into(logits.buf_mut::<f32>("extract")?, at * c, out.logits.buf("extract")?, device)?;
+        ops::copy_into(embeddings.buf_mut::<f32>("extract")?, at * d, out.embedding.buf("extract")?, device)
     })?;
     Ok(Features { logits, embeddings })
 }

@@ -1,0 +1,144 @@
+// Squared Euclidean distances by direct differences (near points do not cancel, as norms and products would), each
+// pair in the canonical order of src/ops/distance.rs: one accumulator, features ascending, fma.
+#include "common.cuh"
+
+constexpr int TILE = 64;   // rows and centres of a block
+constexpr int STEP = 16;   // features in shared memory at a time
+constexpr int PAD = 4;     // keeps rows of 16 bytes aligned and spreads the turned writes over the banks
+
+// 64 rows of a matrix, 16 of their features from k0, turned: out[feature][row]. Zero where there is none: a feature
+// that is zero on both sides adds fma(0, 0, acc) = acc exactly.
+DEVICE void load_turned(float (*out)[TILE + PAD], const float* a, int row0, int k0, int rows, int d) {
+    int k = threadIdx.x % STEP;
+#pragma unroll
+    for (int r = threadIdx.x / STEP; r < TILE; r += 256 / STEP) {
+        bool inside = row0 + r < rows && k0 + k < d;
+        out[k][r] = inside ? a[(size_t)(row0 + r) * d + k0 + k] : 0.0f;
+    }
+}
+
+// acc[i][j] = distance of row row0 + 4 (t / 16) + i to centre c0 + 4 (t % 16) + j, for the 256 threads t of a block.
+DEVICE void tile_distances(
+    float (&acc)[4][4], float (*xs)[TILE + PAD], float (*cs)[TILE + PAD],
+    const float* x, const float* c, int row0, int c0, int n, int m, int d
+) {
+    int ty = threadIdx.x / 16 * 4;
+    int tx = threadIdx.x % 16 * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) acc[i][j] = 0.0f;
+    for (int k0 = 0; k0 < d; k0 += STEP) {
+        __syncthreads();  // the tiles of the step before have been read
+        load_turned(xs, x, row0, k0, n, d);
+        load_turned(cs, c, c0, k0, m, d);
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < STEP; ++k) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    float t = xs[k][ty + i] - cs[k][tx + j];
+                    acc[i][j] = fmaf(t, t, acc[i][j]);
+                }
+        }
+    }
+}
+
+// y[i][j] = |x[i] - c[j]|^2.
+//   y (N, M)   x (N, D)   c (M, D)
+// Launch:  grid (ceil(N / 64), ceil(M / 64)), block 256.
+// Traffic: N*M written; x is read M / 64 times, c N / 64 times. Bound by arithmetic (3*N*M*D) for D above about 30.
+// Repeats: bit-identical, the canonical order.
+// Limits:  M <= 64 * 65535 (grid.y); N*M and the rows' offsets are 64 bits wide.
+KERNEL pairwise_sq_fwd_f32(
+    float* __restrict__ y,
+    const float* __restrict__ x,
+    const float* __restrict__ c,
+    int n,
+    int m,
+    int d
+) {
+    SHARED(float, xs, [STEP][TILE + PAD]);
+    SHARED(float, cs, [STEP][TILE + PAD]);
+    float acc[4][4];
+    int row0 = blockIdx.x * TILE;
+    int c0 = blockIdx.y * TILE;
+    tile_distances(acc, xs, cs, x, c, row0, c0, n, m, d);
+    row0 += threadIdx.x / 16 * 4;
+    c0 += threadIdx.x % 16 * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (row0 + i < n && c0 + j < m) y[(size_t)(row0 + i) * m + c0 + j] = acc[i][j];
+}
+
+// da[i] = 2 sum_j dy_ij (a[i] - b[j]), j ascending.
+//   da, a (N, D)   b (M, D)   dy: element (i, j) lies at i * step_i + j * step_j
+// Launch:  one thread per element of da, block 256.
+// Traffic: dy and b are read once per row of da; small sizes only, nothing here is tiled.
+// Repeats: bit-identical; one thread sums an element in a fixed order.
+// Limits:  N*D < 2^31 - 256.
+KERNEL pairwise_sq_bwd_f32(
+    float* __restrict__ da,
+    const float* __restrict__ dy,
+    const float* __restrict__ a,
+    const float* __restrict__ b,
+    int n,
+    int m,
+    int d,
+    int step_i,
+    int step_j
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= n * d) return;
+    int i = e / d;
+    int k = e % d;
+    float v = a[e];
+    float sum = 0.0f;
+    for (int j = 0; j < m; ++j)
+        sum = fmaf(dy[(size_t)i * step_i + (size_t)j * step_j], v - b[(size_t)j * d + k], sum);
+    da[e] = 2.0f * sum;
+}
+
+// best[i] = min(best[i], min_j |x[i] - c[j]|^2) without the N x M distances.
+//   best (N) in place   x (N, D)   c (M, D)
+// Launch:  grid ceil(N / 64), block 256; a block keeps its 64 rows and walks over all centres.
+// Traffic: x once per 64 centres (from L2 after the first time), c once per 64 rows; arithmetic 3*N*M*D is the bound.
+// Repeats: bit-identical, the canonical order; a minimum does not depend on its order.
+// Limits:  N, M < 2^31 - 64; offsets are 64 bits wide. A NaN distance is never smaller.
+KERNEL nearest_update_f32(
+    float* __restrict__ best,
+    const float* __restrict__ x,
+    const float* __restrict__ c,
+    int n,
+    int m,
+    int d
+) {
+    SHARED(float, xs, [STEP][TILE + PAD]);
+    SHARED(float, cs, [STEP][TILE + PAD]);
+    float acc[4][4];
+    float low[4] = {INFINITY, INFINITY, INFINITY, INFINITY};
+    int row0 = blockIdx.x * TILE;
+    int tx = threadIdx.x % 16 * 4;
+    for (int c0 = 0; c0 < m; c0 += TILE) {
+        tile_distances(acc, xs, cs, x, c, row0, c0, n, m, d);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (c0 + tx + j < m && acc[i][j] < low[i]) low[i] = acc[i][j];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        for (int o = 8; o > 0; o /= 2) {  // over the 16 threads that share the rows: half a warp
+            float other = __shfl_xor_sync(FULL_WARP, low[i], o);
+            low[i] = other < low[i] ? other : low[i];
+        }
+    row0 += threadIdx.x / 16 * 4;
+    if (tx == 0)
+        for (int i = 0; i < 4; ++i)
+            if (row0 + i < n && low[i] < best[row0 + i]) best[row0 + i] = low[i];
+}

@@ -1,0 +1,313 @@
+//! 2-d convolution (cross-correlation, as in PyTorch): any filter, stride and zero padding.
+//!
+//! y[n, p, q, k] = b[k] + Σ_{r,s,c} x[n, p·stride + r − pad, q·stride + s − pad, c] · w[k, r, s, c], with
+//! x (N, H, W, C), w (K, R, S, C), y (N, P, Q, K), P = (H + 2·pad − R) / stride + 1.
+//!
+//! dx[n, i, j, c] = Σ over (p, r) with p·stride + r − pad = i, (q, s) likewise, and k of dy · w (dgrad);
+//! dw[k, r, s, c] = Σ_{n,p,q} dy[n, p, q, k] · x[…] (wgrad); db = Σ_{n,p,q} dy. A transposed convolution is dgrad
+//! with the roles swapped.
+
+use super::matmul::{TILE_ROWS, tile_cols};
+use super::{Arg, Case, sum_rows};
+use crate::device::microkernel::{self as fast, Geometry};
+use crate::device::{Cuda, Device, Launch, launch};
+use crate::tensor::{Buf, Dtype, Real, Tensor};
+use crate::{Error, Result, on_real};
+
+/// Stride and zero padding, the same in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// Pixels between windows.
+    pub stride: usize,
+    /// Zeros around the image.
+    pub pad: usize,
+}
+
+impl Default for Conv {
+    /// Stride 1, no padding.
+    fn default() -> Conv {
+        Conv { stride: 1, pad: 0 }
+    }
+}
+
+const OP: &str = "conv2d";
+
+/// x (N, H, W, C), w (K, R, S, C), b (K) → (N, P, Q, K).
+pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
+    let (n, g) = geometry(x.dims(), w, conv)?;
+    if let Some(b) = b.filter(|b| b.dims() != [g.k]) {
+        return Err(b.shape().refuse(OP, format!("a bias of ({})", g.k)));
+    }
+    let y = forward(x, w, b, n, &g)?;
+    let (sx, sw) = (x.detach(), w.detach());
+    let inputs: Vec<&Tensor> = [x, w].into_iter().chain(b).collect();
+    let bias = b.is_some();
+    Ok(y.with_grad(OP, &inputs, move |dy, need| {
+        let dx = need.then(0, || dgrad(dy, &sw, n, &g))?;
+        let mut grads = vec![dx, need.then(1, || wgrad(dy, &sx, n, &g))?];
+        if bias {
+            grads.push(need.then(2, || sum_rows(&dy.detach().reshape([n * g.p * g.q, g.k])?))?);
+        }
+        Ok(grads)
+    }))
+}
+
+/// The gradient of a convolution's input: dy (N, P, Q, K), w (K, R, S, C) → (N, H, W, C) = `x_dims`.
+pub fn conv2d_dgrad(dy: &Tensor, w: &Tensor, x_dims: [usize; 4], conv: Conv) -> Result<Tensor> {
+    let (n, g) = geometry(&x_dims, w, conv)?;
+    if dy.dims() != [n, g.p, g.q, g.k] {
+        return Err(dy.shape().refuse("conv2d_dgrad", format!("({n}, {}, {}, {})", g.p, g.q, g.k)));
+    }
+    dgrad(dy, w, n, &g)
+}
+
+fn geometry(x: &[usize], w: &Tensor, Conv { stride, pad }: Conv) -> Result<(usize, Geometry)> {
+    let [k, r, s, cw] = w.shape().nhwc(OP)?;
+    let &[n, h, wx, c] = x else {
+        return Err(crate::tensor::Shape::from(x).refuse(OP, "images (N, H, W, C)"));
+    };
+    if c != cw || stride == 0 || h + 2 * pad < r || wx + 2 * pad < s || k * r * s * c == 0 {
+        let got = format!("{:?}, stride {stride}, padding {pad}", w.shape());
+        let want = format!("filters (K, R, S, {c}) that fit into {h} x {wx} images with their padding, stride above 0");
+        return Err(Error::Shape { op: OP, want, got });
+    }
+    let (p, q) = ((h + 2 * pad - r) / stride + 1, (wx + 2 * pad - s) / stride + 1);
+    Ok((n, Geometry { h, w: wx, c, k, r, s, p, q, stride, pad }))
+}
+
+fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, n: usize, g: &Geometry) -> Result<Tensor> {
+    let mut y = x.stale_like([n, g.p, g.q, g.k])?;
+    match x.device() {
+        Device::Cpu if x.dtype() == Dtype::F32 => {
+            let b = b.map(|t| t.host::<f32>(OP)).transpose()?;
+            fast::conv_fwd(y.host_mut(OP)?, x.host(OP)?, w.host(OP)?, b, g);
+        }
+        Device::Cpu => on_real!(OP, x, T => {
+            let b = b.map(|t| t.host::<T>(OP)).transpose()?;
+            cpu::forward(y.host_mut::<T>(OP)?, x.host::<T>(OP)?, w.host::<T>(OP)?, b, n, g);
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let l = Launch::grid(g.k.div_ceil(tile_cols(g.k)), (n * g.p * g.q).div_ceil(TILE_ROWS), 1, 256);
+            let (x, w) = (x.buf(OP)?, w.buf(OP)?);
+            let (on, b) = (i32::from(b.is_some()), b.map_or(Ok(w), |t| t.buf(OP))?);
+            let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
+            let y = y.buf_mut(OP)?;
+            launch::conv2d_fwd_f32(cuda, l, y, x, w, b, n as i32, h, wi, c, k, r, s, p, q, stride, pad, on)?;
+        }
+    }
+    Ok(y)
+}
+
+fn dgrad(dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
+    let mut dx = dy.stale_like([n, g.h, g.w, g.c])?;
+    match dy.device() {
+        Device::Cpu if dy.dtype() == Dtype::F32 => {
+            fast::conv_dgrad(dx.host_mut(OP)?, dy.host(OP)?, w.host(OP)?, g);
+        }
+        Device::Cpu => on_real!(OP, dy, T => {
+            cpu::dgrad(dx.host_mut::<T>(OP)?, dy.host::<T>(OP)?, w.host::<T>(OP)?, n, g);
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let l = Launch::grid(g.c.div_ceil(tile_cols(g.c)), (n * g.h * g.w).div_ceil(TILE_ROWS), 1, 256);
+            let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
+            let (dx, dy, w) = (dx.buf_mut(OP)?, dy.buf(OP)?, w.buf(OP)?);
+            launch::conv2d_dgrad_f32(cuda, l, dx, dy, w, n as i32, h, wi, c, k, r, s, p, q, stride, pad)?;
+        }
+    }
+    Ok(dx)
+}
+
+fn wgrad(dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
+    let mut dw = dy.stale_like([g.k, g.r, g.s, g.c])?;
+    match dy.device() {
+        Device::Cpu if dy.dtype() == Dtype::F32 => {
+            fast::conv_wgrad(dw.host_mut(OP)?, dy.host(OP)?, x.host(OP)?, g);
+        }
+        Device::Cpu => on_real!(OP, dy, T => {
+            cpu::wgrad(dw.host_mut::<T>(OP)?, dy.host::<T>(OP)?, x.host::<T>(OP)?, n, g);
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => wgrad_cuda(cuda, dw.buf_mut(OP)?, dy, x, n, g)?,
+    }
+    Ok(dw)
+}
+
+/// Output pixels summed by one block of the weight gradient. Fixed, so that the order of the sum is.
+const WGRAD_PIXELS: usize = 512;
+
+fn wgrad_cuda(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<()> {
+    let (len, places) = (dw.len(), g.r * g.s * g.c);
+    let pixels = n * g.p * g.q;
+    // Longer chunks only where there would be more of them than a grid has layers.
+    let chunk = WGRAD_PIXELS.max(pixels.div_ceil(65_535));
+    let chunks = pixels.div_ceil(chunk);
+    let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * len)?;
+    let l = Launch::grid(g.k.div_ceil(tile_cols(g.k)), places.div_ceil(TILE_ROWS), chunks, 256);
+    let [h, w, c, k, r, s, p, q, stride, pad] = ints(g);
+    let (dy, x, chunk) = (dy.buf(OP)?, x.buf(OP)?, chunk as i32);
+    launch::conv2d_wgrad_f32(cuda, l, &mut part, dy, x, n as i32, h, w, c, k, r, s, p, q, stride, pad, chunk)?;
+    launch::conv2d_wgrad_reduce_f32(cuda, Launch::elements(len), dw, &part, len as i32, chunks as i32)
+}
+
+fn ints(g: &Geometry) -> [i32; 10] {
+    [g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q, g.stride, g.pad].map(|v| v as i32)
+}
+
+mod cpu {
+    use super::{Geometry, Real};
+
+    /// Calls f(output element, input element, filter element) for every product of the convolution.
+    fn products(n: usize, g: &Geometry, mut f: impl FnMut(usize, usize, usize)) {
+        for y in 0..n * g.p * g.q * g.k {
+            let (k, q, p, i) = (y % g.k, y / g.k % g.q, y / g.k / g.q % g.p, y / g.k / g.q / g.p);
+            for r in 0..g.r {
+                for s in 0..g.s {
+                    let row = (p * g.stride + r).wrapping_sub(g.pad);
+                    let col = (q * g.stride + s).wrapping_sub(g.pad);
+                    if row >= g.h || col >= g.w {
+                        continue;
+                    }
+                    let x = ((i * g.h + row) * g.w + col) * g.c;
+                    let w = ((k * g.r + r) * g.s + s) * g.c;
+                    for c in 0..g.c {
+                        f(y, x + c, w + c);
+                    }
+                }
+            }
+        }
+    }
+
+    fn store<T: Real>(to: &mut [T], sums: &[f64]) {
+        for (t, s) in to.iter_mut().zip(sums) {
+            *t = T::of(*s);
+        }
+    }
+
+    pub fn forward<T: Real>(y: &mut [T], x: &[T], w: &[T], b: Option<&[T]>, n: usize, g: &Geometry) {
+        let mut sums: Vec<f64> = (0..y.len()).map(|i| b.map_or(0.0, |b| b[i % g.k].f64())).collect();
+        products(n, g, |yi, xi, wi| sums[yi] += x[xi].f64() * w[wi].f64());
+        store(y, &sums);
+    }
+
+    pub fn dgrad<T: Real>(dx: &mut [T], dy: &[T], w: &[T], n: usize, g: &Geometry) {
+        let mut sums = vec![0.0; dx.len()];
+        products(n, g, |yi, xi, wi| sums[xi] += dy[yi].f64() * w[wi].f64());
+        store(dx, &sums);
+    }
+
+    pub fn wgrad<T: Real>(dw: &mut [T], dy: &[T], x: &[T], n: usize, g: &Geometry) {
+        let mut sums = vec![0.0; dw.len()];
+        products(n, g, |yi, xi, wi| sums[wi] += dy[yi].f64() * x[xi].f64());
+        store(dw, &sums);
+    }
+}
+
+const fn case(
+    name: &'static str,
+    inputs: &'static [Arg],
+    run: fn(&[Tensor]) -> Result<Tensor>,
+    [n, p, q, k, rsc]: [u64; 5],
+    x: u64,
+) -> Case {
+    let y = n * p * q * k;
+    let sum = if rsc > n * p * q { rsc } else { n * p * q } as usize;
+    Case { name, inputs, run, sum, flops: 2 * y * rsc, bytes: 4 * (y + k * rsc + n * x) }
+}
+
+fn plain(x: &[Tensor], stride: usize, pad: usize) -> Result<Tensor> {
+    conv2d(&x[0], &x[1], x.get(2), Conv { stride, pad })
+}
+
+/// Shapes every suite runs these operations on.
+pub const CASES: &[Case] = &[
+    case(
+        "conv2d/2x6x5x1-3x3x3",
+        &[Arg::Diff(&[2, 6, 5, 1], -1.0, 1.0), Arg::Diff(&[3, 3, 3, 1], -1.0, 1.0), Arg::Diff(&[3], -1.0, 1.0)],
+        |x| plain(x, 1, 0),
+        [2, 4, 3, 3, 9],
+        30,
+    ),
+    case(
+        "conv2d/1x7x7x3-2x5x5-pad2",
+        &[Arg::Diff(&[1, 7, 7, 3], -1.0, 1.0), Arg::Diff(&[2, 5, 5, 3], -1.0, 1.0)],
+        |x| plain(x, 1, 2),
+        [1, 7, 7, 2, 75],
+        147,
+    ),
+    case(
+        "conv2d/2x6x7x4-5x3x2-stride2-pad1",
+        &[Arg::Diff(&[2, 6, 7, 4], -1.0, 1.0), Arg::Diff(&[5, 3, 2, 4], -1.0, 1.0), Arg::Diff(&[5], -1.0, 1.0)],
+        |x| plain(x, 2, 1),
+        [2, 3, 4, 5, 24],
+        168,
+    ),
+    case(
+        "conv2d/3x4x4x3-1x1x1-stride2",
+        &[Arg::Diff(&[3, 4, 4, 3], -1.0, 1.0), Arg::Diff(&[1, 1, 1, 3], -1.0, 1.0)],
+        |x| plain(x, 2, 0),
+        [3, 2, 2, 1, 3],
+        48,
+    ),
+];
+
+/// Real shapes and tile borders, for device agreement and benchmarks.
+pub const LARGE: &[Case] = &[
+    case(
+        "conv2d/16x28x28x1-10x5x5",
+        &[Arg::Diff(&[16, 28, 28, 1], -1.0, 1.0), Arg::Diff(&[10, 5, 5, 1], -0.2, 0.2), Arg::Diff(&[10], -0.2, 0.2)],
+        |x| plain(x, 1, 0),
+        [16, 24, 24, 10, 25],
+        784,
+    ),
+    case(
+        "conv2d/16x12x12x10-20x5x5",
+        &[Arg::Diff(&[16, 12, 12, 10], -1.0, 1.0), Arg::Diff(&[20, 5, 5, 10], -0.1, 0.1), Arg::Diff(&[20], -0.1, 0.1)],
+        |x| plain(x, 1, 0),
+        [16, 8, 8, 20, 250],
+        1440,
+    ),
+    case(
+        "conv2d/2x9x9x17-65x3x3-stride2-pad1",
+        &[Arg::Diff(&[2, 9, 9, 17], -1.0, 1.0), Arg::Diff(&[65, 3, 3, 17], -0.1, 0.1)],
+        |x| plain(x, 2, 1),
+        [2, 5, 5, 65, 153],
+        1377,
+    ),
+    case(
+        "conv2d/1x8x9x33-33x1x1",
+        &[Arg::Diff(&[1, 8, 9, 33], -1.0, 1.0), Arg::Diff(&[33, 1, 1, 33], -0.1, 0.1)],
+        |x| plain(x, 1, 0),
+        [1, 8, 9, 33, 33],
+        2376,
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_that_do_not_fit_are_refused() {
+        let t = |s: [usize; 4]| Tensor::zeros(&Device::Cpu, s, Dtype::F32).unwrap();
+        for (x, w, conv) in [
+            ([1, 4, 4, 2], [3, 3, 3, 1], Conv::default()),
+            ([1, 4, 4, 1], [3, 5, 3, 1], Conv::default()),
+            ([1, 4, 4, 1], [3, 3, 3, 1], Conv { stride: 0, pad: 0 }),
+        ] {
+            let e = conv2d(&t(x), &t(w), None, conv).unwrap_err().to_string();
+            assert!(e.contains("conv2d") && e.contains("stride"), "{e}");
+        }
+    }
+
+    #[test]
+    fn an_empty_batch_gives_an_empty_result() {
+        let x = Tensor::zeros(&Device::Cpu, [0, 6, 6, 2], Dtype::F32).unwrap();
+        let w = Tensor::zeros(&Device::Cpu, [3, 3, 3, 2], Dtype::F32).unwrap().tracked();
+        let y = conv2d(&x, &w, None, Conv::default()).unwrap();
+        assert_eq!(y.dims(), [0, 4, 4, 3]);
+        let g = y.grad_from(&y.detach(), &[&w]).unwrap();
+        assert!(g.of(&w).unwrap().to_vec::<f32>().unwrap().iter().all(|v| *v == 0.0));
+    }
+}

@@ -1,0 +1,398 @@
+//! Squared Euclidean distances by direct differences, and the minimum over centres that never stores N×M numbers.
+//!
+//! pairwise: y_ij = Σ_d (x_id − c_jd)², x (N, D), c (M, D), y (N, M); backward dx_i = 2 Σ_j dy_ij (x_i − c_j) and
+//! dc_j = 2 Σ_i dy_ij (c_j − x_i). nearest: best_i ← min(best_i, min_j |x_i − c_j|²), best (N).
+//!
+//! **Canonical order.** In f32 the distance of a pair is one accumulator, d ascending: t = x_d − c_d, acc =
+//! fma(t, t, acc), starting from zero. Every f32 path below, on every device, for every tile, thread count and
+//! batch, returns these bits, so that whatever compares distances decides alike everywhere. (On a processor
+//! without FMA the product is rounded too: the same bits on that machine, other bits than elsewhere.)
+
+use super::{Arg, Case};
+use crate::Result;
+use crate::device::{Device, Launch, launch};
+use crate::tensor::{Dtype, Real, Tensor};
+
+/// y_ij = |x_i − c_j|².   x (N, D), c (M, D), y (N, M).
+pub fn pairwise_sq(x: &Tensor, c: &Tensor) -> Result<Tensor> {
+    let y = pairwise_fwd(x, c)?;
+    let (sx, sc) = (x.detach(), c.detach());
+    Ok(y.with_grad("pairwise_sq", &[x, c], move |dy, need| {
+        Ok(vec![
+            need.then(0, || pairwise_bwd(dy, &sx, &sc, Side::X))?,
+            need.then(1, || pairwise_bwd(dy, &sc, &sx, Side::Centres))?,
+        ])
+    }))
+}
+
+/// best_i ← min(best_i, min_j |x_i − c_j|²), f32 only.   best (N) in place, x (N, D), centres (M, D).
+///
+/// A distance that is NaN never replaces anything: check the rows first where that matters.
+pub fn nearest_update(best: &mut Tensor, x: &Tensor, centres: &Tensor) -> Result<()> {
+    const OP: &str = "nearest_update";
+    let (n, m, d) = matrices(OP, x, centres)?;
+    if best.dims() != [n] {
+        return Err(best.shape().refuse(OP, format!("best ({n})")));
+    }
+    match x.device() {
+        Device::Cpu => {
+            let (x, c) = (x.host::<f32>(OP)?, centres.host::<f32>(OP)?);
+            fast::nearest(best.host_mut(OP)?, |i| &x[i * d..(i + 1) * d], c, m, d);
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let l = Launch::grid(if m == 0 { 0 } else { n.div_ceil(64) }, 1, 1, 256);
+            let (x, c) = (x.buf(OP)?, centres.buf(OP)?);
+            launch::nearest_update_f32(cuda, l, best.buf_mut(OP)?, x, c, n as i32, m as i32, d as i32)
+        }
+    }
+}
+
+/// Whose gradient: that of the rows or that of the columns of y.
+#[derive(Clone, Copy)]
+enum Side {
+    X,
+    Centres,
+}
+
+/// (N, M, D), after checking that both are matrices of the same width.
+fn matrices(op: &'static str, x: &Tensor, c: &Tensor) -> Result<(usize, usize, usize)> {
+    let ([n, d], [m, dc]) = (x.shape().matrix(op)?, c.shape().matrix(op)?);
+    if d != dc {
+        return Err(c.shape().refuse(op, format!("({m}, {d}), as wide as {:?}", x.shape())));
+    }
+    Ok((n, m, d))
+}
+
+fn pairwise_fwd(x: &Tensor, c: &Tensor) -> Result<Tensor> {
+    const OP: &str = "pairwise_sq";
+    let (n, m, d) = matrices(OP, x, c)?;
+    let mut y = x.stale_like([n, m])?;
+    match x.device() {
+        Device::Cpu if x.dtype() == Dtype::F64 => {
+            cpu::pairwise(y.host_mut::<f64>(OP)?, x.host::<f64>(OP)?, c.host::<f64>(OP)?, m, d);
+        }
+        Device::Cpu => fast::pairwise(y.host_mut(OP)?, x.host(OP)?, c.host(OP)?, m, d),
+        Device::Cuda(cuda) => {
+            let l = Launch::grid(n.div_ceil(64), m.div_ceil(64), 1, 256);
+            let (y, x, c) = (y.buf_mut(OP)?, x.buf(OP)?, c.buf(OP)?);
+            launch::pairwise_sq_fwd_f32(cuda, l, y, x, c, n as i32, m as i32, d as i32)?;
+        }
+    }
+    Ok(y)
+}
+
+/// da_i = 2 Σ_j dy_ij (a_i − b_j); for the centres dy is read the other way round.
+fn pairwise_bwd(dy: &Tensor, a: &Tensor, b: &Tensor, side: Side) -> Result<Tensor> {
+    const OP: &str = "pairwise_sq_bwd";
+    let (n, m, d) = matrices(OP, a, b)?;
+    let (step_i, step_j) = match side {
+        Side::X => (m, 1),
+        Side::Centres => (1, n),
+    };
+    let mut da = a.like()?;
+    match a.device() {
+        Device::Cpu => crate::on_real!(OP, a, T => {
+            let (dy, a, b) = (dy.host::<T>(OP)?, a.host::<T>(OP)?, b.host::<T>(OP)?);
+            cpu::pairwise_bwd(da.host_mut::<T>(OP)?, dy, a, b, (m, d), (step_i, step_j));
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let (l, da) = (Launch::elements(n * d), da.buf_mut(OP)?);
+            let (n, m, d, si, sj) = (n as i32, m as i32, d as i32, step_i as i32, step_j as i32);
+            launch::pairwise_sq_bwd_f32(cuda, l, da, dy.buf(OP)?, a.buf(OP)?, b.buf(OP)?, n, m, d, si, sj)?;
+        }
+    }
+    Ok(da)
+}
+
+mod cpu {
+    use super::Real;
+    use crate::device::cpu as threads;
+
+    /// y (N, M) from x (N, D), c (M, D)
+    pub fn pairwise<T: Real>(y: &mut [T], x: &[T], c: &[T], m: usize, d: usize) {
+        threads::chunks(y, m, |at, y| {
+            for (e, y) in y.iter_mut().enumerate() {
+                let (i, j) = ((at + e) / m, (at + e) % m);
+                let (a, b) = (&x[i * d..(i + 1) * d], &c[j * d..(j + 1) * d]);
+                *y = T::of(a.iter().zip(b).map(|(a, b)| (a.f64() - b.f64()).powi(2)).sum());
+            }
+        });
+    }
+
+    /// da (N, D) from dy, a (N, D), b (M, D); dy_ij lies at i * step.0 + j * step.1
+    pub fn pairwise_bwd<T: Real>(
+        da: &mut [T],
+        dy: &[T],
+        a: &[T],
+        b: &[T],
+        (m, d): (usize, usize),
+        step: (usize, usize),
+    ) {
+        threads::chunks(da, d, |at, da| {
+            for (e, da) in da.iter_mut().enumerate() {
+                let (i, k) = ((at + e) / d, (at + e) % d);
+                let a = a[i * d + k].f64();
+                let term = |j: usize| dy[i * step.0 + j * step.1].f64() * (a - b[j * d + k].f64());
+                *da = T::of(2.0 * (0..m).map(term).sum::<f64>());
+            }
+        });
+    }
+}
+
+/// f32 in the canonical order. Rows are taken sixteen at a time and turned, (16, D) to (D, 16): then the lanes of
+/// a register are rows, each with its own sequential sum, and nothing has to be added across a register.
+pub(crate) mod fast {
+    use rayon::prelude::*;
+
+    use crate::device::simd::{Level, level, mul_add};
+    use crate::simd;
+
+    /// Rows of a tile: one AVX-512 register, two of AVX2.
+    pub const ROWS: usize = 16;
+    /// One feature of the rows of a tile.
+    pub type Lane = [f32; ROWS];
+
+    /// Rows a task keeps in its second-level cache while centres pass by.
+    const BLOCK: usize = 256;
+    /// Floats of centres that stay in the first-level cache while the tiles of a block pass by.
+    const CENTRES: usize = 4096;
+
+    simd! {
+        /// low[r] = min(low[r], distance of row r of the tile to each of the centres), C centres at a time.
+        fn tile_nearest<const C: usize>(low: &mut Lane, tile: &[Lane], centres: &[f32]) {
+            let d = tile.len();
+            let mut best = *low;
+            let mut groups = centres.chunks_exact(C * d);
+            for g in &mut groups {
+                let c: [&[f32]; C] = std::array::from_fn(|i| &g[i * d..(i + 1) * d]);
+                let mut acc = [[0.0f32; ROWS]; C];
+                for (k, x) in tile.iter().enumerate() {
+                    for i in 0..C {
+                        let y = c[i][k];
+                        for r in 0..ROWS {
+                            let t = x[r] - y;
+                            acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
+                        }
+                    }
+                }
+                for a in &acc {
+                    for r in 0..ROWS {
+                        best[r] = if a[r] < best[r] { a[r] } else { best[r] };
+                    }
+                }
+            }
+            for c in groups.remainder().chunks_exact(d) {
+                let mut acc = [0.0f32; ROWS];
+                for (x, y) in tile.iter().zip(c) {
+                    for r in 0..ROWS {
+                        let t = x[r] - y;
+                        acc[r] = mul_add::<FMA>(t, t, acc[r]);
+                    }
+                }
+                for r in 0..ROWS {
+                    best[r] = if acc[r] < best[r] { acc[r] } else { best[r] };
+                }
+            }
+            *low = best;
+        }
+    }
+
+    simd! {
+        /// low = min(low, distance to one centre) for tiles that lie one behind the other; four at a time, so that
+        /// sixteen sums per register, not one, hide the latency of the addition.
+        fn tiles_to_one(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
+            let d = centre.len();
+            let mut groups = low.chunks_exact_mut(4 * ROWS);
+            let mut at = 0;
+            for low in &mut groups {
+                let t: [&[Lane]; 4] = std::array::from_fn(|i| &tiles[at + i * d..at + (i + 1) * d]);
+                at += 4 * d;
+                let mut acc = [[0.0f32; ROWS]; 4];
+                for k in 0..d {
+                    let y = centre[k];
+                    for i in 0..4 {
+                        let x = &t[i][k];
+                        for r in 0..ROWS {
+                            let t = x[r] - y;
+                            acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
+                        }
+                    }
+                }
+                for (low, a) in low.chunks_exact_mut(ROWS).zip(&acc) {
+                    for r in 0..ROWS {
+                        low[r] = if a[r] < low[r] { a[r] } else { low[r] };
+                    }
+                }
+            }
+            for low in groups.into_remainder().chunks_exact_mut(ROWS) {
+                let mut acc = [0.0f32; ROWS];
+                for (x, y) in tiles[at..at + d].iter().zip(centre) {
+                    for r in 0..ROWS {
+                        let t = x[r] - y;
+                        acc[r] = mul_add::<FMA>(t, t, acc[r]);
+                    }
+                }
+                at += d;
+                for r in 0..ROWS {
+                    low[r] = if acc[r] < low[r] { acc[r] } else { low[r] };
+                }
+            }
+        }
+    }
+
+    simd! {
+        /// The canonical distance of one pair.
+        pub fn pair(a: &[f32], b: &[f32]) -> f32 {
+            let mut acc = 0.0f32;
+            for (a, b) in a.iter().zip(b) {
+                let t = a - b;
+                acc = mul_add::<FMA>(t, t, acc);
+            }
+            acc
+        }
+    }
+
+    /// Turns up to sixteen rows into a tile. Lanes without a row repeat the last one.
+    pub fn turn<'a>(tile: &mut [Lane], row: impl Fn(usize) -> &'a [f32], rows: usize) {
+        for r in 0..ROWS {
+            for (t, v) in tile.iter_mut().zip(row(r.min(rows.saturating_sub(1)))) {
+                t[r] = *v;
+            }
+        }
+    }
+
+    /// The minimum over `centres` for the rows of one tile.
+    pub fn tile(low: &mut Lane, tile: &[Lane], centres: &[f32]) {
+        if tile.is_empty() {
+            return *low = low.map(|v| if centres.is_empty() { v } else { v.min(0.0) });
+        }
+        // AVX-512 has registers for eight sums and more; sixteen registers of half the width hold four.
+        if level() == Level::Avx512 {
+            tile_nearest::<8>(low, tile, centres)
+        } else {
+            tile_nearest::<4>(low, tile, centres)
+        }
+    }
+
+    /// low = min(low, distance to one centre); `low` holds ROWS values per tile.
+    pub fn sweep(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
+        if centre.is_empty() {
+            return low.iter_mut().for_each(|v| *v = v.min(0.0));
+        }
+        tiles_to_one(low, tiles, centre);
+    }
+
+    /// best[i] = min(best[i], distance of row(i) to each of the m centres)
+    pub fn nearest<'a>(best: &mut [f32], row: impl Fn(usize) -> &'a [f32] + Sync, centres: &[f32], m: usize, d: usize) {
+        if m == 0 {
+            return;
+        }
+        if d == 0 {
+            return best.iter_mut().for_each(|b| *b = b.min(0.0));
+        }
+        best.par_chunks_mut(BLOCK).enumerate().for_each(|(block, best)| {
+            let mut tiles = vec![[0.0; ROWS]; best.len().div_ceil(ROWS) * d];
+            for (t, tile) in tiles.chunks_exact_mut(d).enumerate() {
+                let at = block * BLOCK + t * ROWS;
+                turn(tile, |r| row(at + r), ROWS.min(best.len() - t * ROWS));
+            }
+            let some = (CENTRES / d).next_multiple_of(8).max(8);
+            for centres in centres.chunks(some * d) {
+                for (low, t) in best.chunks_mut(ROWS).zip(tiles.chunks_exact(d)) {
+                    let mut full = [f32::INFINITY; ROWS];
+                    full[..low.len()].copy_from_slice(low);
+                    tile(&mut full, t, centres);
+                    low.copy_from_slice(&full[..low.len()]);
+                }
+            }
+        });
+    }
+
+    /// y (N, M) from x (N, D), c (M, D)
+    pub fn pairwise(y: &mut [f32], x: &[f32], c: &[f32], m: usize, d: usize) {
+        crate::device::cpu::chunks(y, m, |at, y| {
+            for (e, y) in y.iter_mut().enumerate() {
+                let (i, j) = ((at + e) / m, (at + e) % m);
+                *y = pair(&x[i * d..(i + 1) * d], &c[j * d..(j + 1) * d]);
+            }
+        });
+    }
+}
+
+/// Shapes every suite runs these operations on.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "pairwise_sq/5x7x3",
+        inputs: &[Arg::Diff(&[5, 3], -2.0, 2.0), Arg::Diff(&[7, 3], -2.0, 2.0)],
+        run: |x| pairwise_sq(&x[0], &x[1]),
+        sum: 7,
+        flops: 3 * 5 * 7 * 3,
+        bytes: (5 * 3 + 7 * 3 + 5 * 7) * 4,
+    },
+    Case {
+        name: "pairwise_sq/65x130x37",
+        inputs: &[Arg::Diff(&[65, 37], -2.0, 2.0), Arg::Diff(&[130, 37], -2.0, 2.0)],
+        run: |x| pairwise_sq(&x[0], &x[1]),
+        sum: 130,
+        flops: 3 * 65 * 130 * 37,
+        bytes: (65 * 37 + 130 * 37 + 65 * 130) * 4,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    fn random(n: usize, d: usize, lane: u32) -> Tensor {
+        let r = Rng::new(7).at(Purpose::Select, 0, 0).lane(lane);
+        let v: Vec<f32> = (0..(n * d) as u64).map(|e| 4.0 * r.uniform(e) - 2.0).collect();
+        Tensor::new(&Device::Cpu, [n, d], &v).unwrap()
+    }
+
+    /// Around tile, group and block sizes, every value is the canonical one, bit for bit.
+    #[test]
+    fn nearest_is_the_canonical_distance_whatever_the_tile() {
+        for d in [1, 2, 3, 50, 128, 513] {
+            for (n, m) in [(1, 1), (15, 3), (16, 4), (17, 7), (31, 8), (255, 9), (257, 33), (70, 100)] {
+                let (x, c) = (random(n, d, 1), random(m, d, 2));
+                let mut best = Tensor::new(&Device::Cpu, [n], &vec![0.75 * d as f32; n]).unwrap();
+                nearest_update(&mut best, &x, &c).unwrap();
+                let (x, c) = (x.to_vec::<f32>().unwrap(), c.to_vec::<f32>().unwrap());
+                let y = pairwise_sq(&random(n, d, 1), &random(m, d, 2)).unwrap().to_vec::<f32>().unwrap();
+                for (i, got) in best.to_vec::<f32>().unwrap().into_iter().enumerate() {
+                    let mut want = 0.75 * d as f32;
+                    for j in 0..m {
+                        let mut acc = 0.0f32;
+                        for k in 0..d {
+                            let t = x[i * d + k] - c[j * d + k];
+                            acc = if crate::device::simd::level() == crate::device::simd::Level::Base {
+                                t * t + acc
+                            } else {
+                                t.mul_add(t, acc)
+                            };
+                        }
+                        assert_eq!(acc.to_bits(), y[i * m + j].to_bits(), "pairwise {n}x{m}x{d} at {i}, {j}");
+                        want = want.min(acc);
+                    }
+                    assert_eq!(got.to_bits(), want.to_bits(), "nearest {n}x{m}x{d}, row {i}: {got} for {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_with_nothing_to_do() {
+        let mut best = Tensor::new(&Device::Cpu, [3], &[1.0f32, 2.0, 3.0]).unwrap();
+        nearest_update(&mut best, &random(3, 4, 1), &random(0, 4, 2)).unwrap();
+        assert_eq!(best.to_vec::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+        nearest_update(&mut best, &random(3, 0, 1), &random(2, 0, 2)).unwrap();
+        assert_eq!(best.to_vec::<f32>().unwrap(), [0.0; 3]);
+        let mut none = Tensor::new::<f32>(&Device::Cpu, [0], &[]).unwrap();
+        nearest_update(&mut none, &random(0, 4, 1), &random(2, 4, 2)).unwrap();
+        assert!(nearest_update(&mut none, &random(1, 4, 1), &random(2, 4, 2)).is_err());
+        assert!(nearest_update(&mut best, &random(3, 4, 1), &random(2, 5, 2)).is_err());
+    }
+}

@@ -1,0 +1,458 @@
+//! k-center greedy, farthest first: x* = argmax_{i ∈ candidates} min_{c ∈ labelled ∪ picked} |x_i − x_c|, k times.
+//!
+//! Squared distances are compared, the lowest id of equals is taken, and every distance is the canonical one of
+//! [`crate::ops::nearest_update`]. A minimum does not depend on the order it is taken in, so the plain loop, the
+//! lazy one below and the kernels return the same picks and the same radii, bit for bit.
+//!
+//! **The lazy loop** (CPU). The minimum over *some* of the centres is an upper bound of the minimum over all. Each
+//! candidate keeps such a bound and how many centres are in it. The candidates with the largest bounds, the front,
+//! are brought up to date, many centres at once from the cache; then picks are taken from the front alone, each
+//! updating only the front, for as long as the best of it provably wins: its distance is larger than the largest
+//! bound outside, or equal to it with a lower id. Then the next front is drawn. Labelled rows are the centres
+//! nobody picked: a candidate that never comes near the front is never compared with most of them.
+
+use std::rc::Rc;
+
+use crate::device::{Cuda, Device, Launch, cuda::Replay, launch};
+use crate::ops::{argmax, nearest_update};
+use crate::tensor::{Buf, Tensor};
+use crate::{Error, Result};
+
+/// What k-center picked, in the order it was picked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Picks {
+    /// Rows of the matrix.
+    pub ids: Vec<u32>,
+    /// The distance (not squared) to the nearest centre when the row was taken; of a first pick without labelled
+    /// rows, its distance to the mean.
+    pub radius: Vec<f32>,
+}
+
+/// The k candidates that farthest-first traversal takes, starting from the labelled rows.
+///
+/// `x` (N, D), f32, on any device; `labelled` rows of x in any order; `candidates` rows of x, ascending. Without
+/// labelled rows the first pick is the candidate farthest from the candidates' mean. With more picks wanted than
+/// there are candidates, all are taken. Copies of a centre have distance 0 and come last, the lowest id first.
+/// A row among these with a NaN or an infinity is an error that names it.
+pub fn kcenter(x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Result<Picks> {
+    let [n, d] = x.shape().matrix("kcenter")?;
+    if d == 0 {
+        return Err(x.shape().refuse("kcenter", "(N, D) with at least one feature"));
+    }
+    check_ids(n, labelled, candidates)?;
+    let k = k.min(candidates.len());
+    if k == 0 {
+        return Ok(Picks::default());
+    }
+    match x.device() {
+        Device::Cpu => cpu::kcenter(x, labelled, candidates, k),
+        Device::Cuda(c) => on_cuda(c, x, labelled, candidates, k),
+    }
+}
+
+/// max_{i ∈ others} min_{c ∈ covered} |x_i − x_c|: how far the worst row is from what is covered. Zero without
+/// others, infinite without anything that covers. Both are rows of `x` (N, D), in any order.
+pub fn coverage_radius(x: &Tensor, covered: &[u32], others: &[u32]) -> Result<f32> {
+    let [n, _] = x.shape().matrix("coverage_radius")?;
+    check_ids(n, covered, &[])?;
+    check_ids(n, others, &[])?;
+    if others.is_empty() {
+        return Ok(0.0);
+    }
+    let worst = match x.device() {
+        Device::Cpu => cpu::worst(x, covered, others)?,
+        Device::Cuda(c) => Resident::new(c, x, covered, others)?.worst()?,
+    };
+    Ok(worst.sqrt())
+}
+
+fn check_ids(n: usize, labelled: &[u32], candidates: &[u32]) -> Result<()> {
+    let config = |key: &str, why: String| Err(Error::Config { key: key.into(), why });
+    if let Some(id) = labelled.iter().chain(candidates).find(|id| **id as usize >= n) {
+        return config("ids", format!("row {id} does not exist: there are {n}, numbered from 0"));
+    }
+    if let Some(w) = candidates.windows(2).find(|w| w[0] >= w[1]) {
+        return config("candidates", format!("must ascend without repetition, but {} is before {}", w[0], w[1]));
+    }
+    Ok(())
+}
+
+fn non_finite(row: u32) -> Error {
+    Error::NonFinite { what: format!("row {row} of the embeddings holds a NaN or an infinity; nothing was selected") }
+}
+
+/// Picks per submission. Nothing happens in those beyond the last.
+const PICKS: usize = 8;
+
+fn on_cuda(cuda: &Rc<Cuda>, x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Result<Picks> {
+    let mut r = Resident::new(cuda, x, labelled, candidates)?;
+    let mut ids = Buf::<u32>::zeros(x.device(), k)?;
+    let mut radius = Buf::<f32>::zeros(x.device(), k)?;
+    if labelled.is_empty() {
+        // Farthest from the mean; then only the pick counts, so the distances start again without it.
+        let mut mean = x.stale_like([1, r.d])?;
+        let l = Launch { grid: [r.d.div_ceil(64) as u32, 1, 1], block: 64, shared: 0 };
+        launch::kcenter_mean_f32(cuda, l, mean.buf_mut(OP)?, x.buf(OP)?, &r.mask, r.n as i32, r.d as i32)?;
+        nearest_update(&mut r.best, x, &mean)?;
+        r.pick(x, &mut ids, &mut radius, k)?;
+        r.start()?;
+    }
+    let mut replay = Replay::new(true);
+    for _ in 0..k.div_ceil(PICKS) {
+        replay.run(x.device(), || (0..PICKS).try_for_each(|_| r.pick(x, &mut ids, &mut radius, k)))?;
+    }
+    Ok(Picks { ids: ids.to_host()?, radius: radius.to_host()? })
+}
+
+const OP: &str = "kcenter";
+
+/// What stays on the device while picks are made.
+struct Resident {
+    cuda: Rc<Cuda>,
+    n: usize,
+    d: usize,
+    /// Squared distance to the nearest centre (N); -1 for rows that cannot be picked.
+    best: Tensor,
+    /// What each row is (N): see kernels/kcenter.cu.
+    mask: Buf<u8>,
+    /// The farthest row of each block.
+    part: Buf<u64>,
+    /// Picks so far, last pick.
+    state: Buf<u32>,
+}
+
+impl Resident {
+    /// Distances to `centres`, after checking that all rows concerned are finite.
+    fn new(cuda: &Rc<Cuda>, x: &Tensor, centres: &[u32], candidates: &[u32]) -> Result<Resident> {
+        let [n, d] = x.shape().matrix(OP)?;
+        let device = x.device();
+        let mut mask = vec![0u8; n];
+        centres.iter().for_each(|i| mask[*i as usize] = 1);
+        candidates.iter().for_each(|i| mask[*i as usize] = 2);
+        let mut r = Resident {
+            cuda: cuda.clone(),
+            n,
+            d,
+            best: x.stale_like([n])?,
+            mask: Buf::from_host(device, &mask)?,
+            part: Buf::stale(device, n.div_ceil(128))?,
+            state: Buf::from_host(device, &[0, u32::MAX])?,
+        };
+        let mut bad = Buf::from_host(device, &[u32::MAX])?;
+        let l = Launch::warps(n, 256);
+        launch::kcenter_check_f32(cuda, l, &mut bad, x.buf(OP)?, &r.mask, n as i32, d as i32)?;
+        if let Some(row) = bad.to_host()?.first().filter(|row| **row != u32::MAX) {
+            return Err(non_finite(*row));
+        }
+        let rows = Buf::from_host(device, centres)?;
+        let mut c = x.stale_like([centres.len(), d])?;
+        let l = Launch::grid(centres.len(), 1, 1, 256);
+        launch::kcenter_gather_f32(cuda, l, c.buf_mut(OP)?, x.buf(OP)?, &rows, d as i32)?;
+        r.start()?;
+        nearest_update(&mut r.best, x, &c)?;
+        Ok(r)
+    }
+
+    /// Infinity for candidates.
+    fn start(&mut self) -> Result<()> {
+        let (l, n) = (Launch::elements(self.n), self.n as i32);
+        launch::kcenter_start_f32(&self.cuda, l, self.best.buf_mut(OP)?, &self.mask, n)
+    }
+
+    /// One pick.
+    fn pick(&mut self, x: &Tensor, ids: &mut Buf<u32>, radius: &mut Buf<f32>, k: usize) -> Result<()> {
+        let (c, n, d, k) = (&self.cuda, self.n as i32, self.d as i32, k as i32);
+        let (best, part, blocks) = (self.best.buf_mut(OP)?, &mut self.part, self.n.div_ceil(128));
+        launch::kcenter_step_f32(c, Launch::grid(blocks, 1, 1, 128), best, part, x.buf(OP)?, &self.state, n, d, k)?;
+        let l = Launch::grid(1, 1, 1, 256);
+        launch::kcenter_pick_f32(c, l, ids, radius, best, &mut self.mask, &mut self.state, part, blocks as i32, k)
+    }
+
+    /// The largest squared distance.
+    fn worst(&self) -> Result<f32> {
+        let at = argmax(&self.best)? as usize;
+        Ok(self.best.buf::<f32>(OP)?.window(at, 1)?.to_host()?.first().copied().unwrap_or(0.0))
+    }
+}
+
+mod cpu {
+    use rayon::prelude::*;
+
+    use super::{Picks, non_finite};
+    use crate::Result;
+    use crate::ops::distance::fast::{self, Lane, ROWS};
+    use crate::tensor::Tensor;
+
+    /// Centres every candidate is compared with before the first front is drawn.
+    const OPENING: usize = 256;
+    /// Centres between two looks at whether a tile can still matter.
+    const LOOK: usize = 64;
+    /// Smallest front, and the first one.
+    const FRONT: usize = 1024;
+
+    /// A matrix on the host.
+    struct Rows<'a> {
+        x: &'a [f32],
+        d: usize,
+    }
+
+    impl<'a> Rows<'a> {
+        /// Of `x`, after checking that the rows `ids` are finite.
+        fn new(x: &'a Tensor, ids: &[&[u32]]) -> Result<Rows<'a>> {
+            let [_, d] = x.shape().matrix("kcenter")?;
+            let rows = Rows { x: x.host("kcenter")?, d };
+            // The exponent's bits all set: by integers, because a maximum vectorises and a search does not.
+            let bad =
+                |i: &u32| rows.of(*i).iter().fold(0, |most: u32, v| most.max(v.to_bits() & 0x7fff_ffff)) >= 0x7f80_0000;
+            match ids.iter().filter_map(|ids| ids.par_iter().copied().filter(bad).min()).min() {
+                Some(row) => Err(non_finite(row)),
+                None => Ok(rows),
+            }
+        }
+
+        fn of(&self, i: u32) -> &'a [f32] {
+            &self.x[i as usize * self.d..(i as usize + 1) * self.d]
+        }
+
+        fn gather(&self, ids: impl Iterator<Item = u32>) -> Vec<f32> {
+            ids.flat_map(|i| self.of(i)).copied().collect()
+        }
+    }
+
+    pub fn worst(x: &Tensor, covered: &[u32], others: &[u32]) -> Result<f32> {
+        let rows = Rows::new(x, &[covered, others])?;
+        let mut best = vec![f32::INFINITY; others.len()];
+        let centres = rows.gather(covered.iter().copied());
+        fast::nearest(&mut best, |i| rows.of(others[i]), &centres, covered.len(), rows.d);
+        Ok(best.into_iter().fold(0.0, f32::max))
+    }
+
+    pub fn kcenter(x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Result<Picks> {
+        let rows = Rows::new(x, &[labelled, candidates])?;
+        // Any order gives the same picks. A scattered one keeps the opening from being all of one class where the
+        // data is sorted by class.
+        let mut order: Vec<u32> = (0..labelled.len() as u32).collect();
+        order.sort_unstable_by_key(|i| i.wrapping_mul(2_654_435_769));
+        let mut lazy = Lazy {
+            centres: rows.gather(order.iter().map(|i| labelled[*i as usize])),
+            count: labelled.len(),
+            bound: vec![f32::INFINITY; candidates.len()],
+            applied: vec![0; candidates.len()],
+            picks: Picks::default(),
+            rows,
+            candidates,
+        };
+        if labelled.is_empty() {
+            lazy.start_far_from_the_mean();
+        }
+        lazy.open();
+        let (mut size, mut keys) = (FRONT, Vec::new());
+        while lazy.picks.ids.len() < k {
+            let taken = lazy.round(size, &mut keys, k);
+            // Rounds cost a pass over the bounds, a large front costs at every pick.
+            if taken * 16 < size {
+                size = (2 * size).min(candidates.len().max(FRONT));
+            } else if taken * 2 > size {
+                size = (size / 2).max(FRONT);
+            }
+        }
+        Ok(lazy.picks)
+    }
+
+    /// Ascending keys are descending distances, then ascending positions. Not negative: bits order like numbers.
+    fn key(distance: f32, at: u32) -> u64 {
+        u64::from(!distance.to_bits()) << 32 | u64::from(at)
+    }
+
+    struct Lazy<'a> {
+        rows: Rows<'a>,
+        candidates: &'a [u32],
+        /// Labelled rows, then picks: (count, D).
+        centres: Vec<f32>,
+        count: usize,
+        /// Of each candidate: its squared distance to the nearest of the first `applied` centres, -1 once picked.
+        bound: Vec<f32>,
+        applied: Vec<u32>,
+        picks: Picks,
+    }
+
+    /// The candidates picks are taken from, turned into tiles.
+    struct Front {
+        /// Positions among the candidates; u32::MAX in lanes without a row.
+        at: Vec<u32>,
+        low: Vec<f32>,
+        tiles: Vec<Lane>,
+        /// Centres in `low`, per tile.
+        applied: Vec<usize>,
+    }
+
+    impl Lazy<'_> {
+        fn take(&mut self, at: u32, distance: f32) {
+            let id = self.candidates[at as usize];
+            self.centres.extend_from_slice(self.rows.of(id));
+            self.count += 1;
+            self.picks.ids.push(id);
+            self.picks.radius.push(distance.sqrt());
+        }
+
+        fn start_far_from_the_mean(&mut self) {
+            let mut sum = vec![0.0f64; self.rows.d];
+            for i in self.candidates {
+                for (s, v) in sum.iter_mut().zip(self.rows.of(*i)) {
+                    *s += f64::from(*v);
+                }
+            }
+            let mean: Vec<f32> = sum.iter().map(|s| (s / self.candidates.len() as f64) as f32).collect();
+            let mut far = vec![f32::INFINITY; self.candidates.len()];
+            fast::nearest(&mut far, |i| self.rows.of(self.candidates[i]), &mean, 1, self.rows.d);
+            if let Some(first) = far.iter().zip(0..).map(|(v, i)| key(*v, i)).min() {
+                let at = first as u32;
+                self.take(at, far[at as usize]);
+                self.bound[at as usize] = -1.0;
+            }
+        }
+
+        /// The first bounds of all.
+        fn open(&mut self) {
+            let first = self.count.min(OPENING);
+            let centres = &self.centres[..first * self.rows.d];
+            fast::nearest(&mut self.bound, |i| self.rows.of(self.candidates[i]), centres, first, self.rows.d);
+            self.applied.fill(first as u32);
+        }
+
+        /// Draws a front of `size` and takes picks from it for as long as it provably holds the next one. Returns
+        /// how many.
+        fn round(&mut self, size: usize, keys: &mut Vec<u64>, k: usize) -> usize {
+            keys.clear();
+            keys.extend(self.bound.iter().zip(0..).filter(|(b, _)| **b >= 0.0).map(|(b, i)| key(*b, i)));
+            let mut outside = u64::MAX;
+            if size < keys.len() {
+                outside = *keys.select_nth_unstable(size).1;
+                keys.truncate(size);
+            }
+            // Tiles of rows that lack the same centres.
+            keys.sort_unstable_by_key(|key| (self.applied[*key as u32 as usize], *key as u32));
+            let mut front = self.front(keys, outside);
+            let before = self.picks.ids.len();
+            while self.picks.ids.len() < k {
+                // A picked row has -1 and never equals a maximum that counts.
+                let most = front.low.iter().fold(-1.0, |m: f32, v| if *v > m { *v } else { m });
+                let ties = front.low.iter().zip(&front.at);
+                let at = ties.fold(u32::MAX, |a, (v, at)| if *v == most { a.min(*at) } else { a });
+                // Rows whose bound was left behind are below the outside, so they cannot be this one.
+                if most < 0.0 || key(most, at) >= outside {
+                    break;
+                }
+                self.take(at, most);
+                let lane = front.at.iter().position(|a| *a == at).unwrap_or(0);
+                front.low[lane] = -1.0;
+                fast::sweep(&mut front.low, &front.tiles, self.rows.of(self.candidates[at as usize]));
+            }
+            let new = self.picks.ids.len() - before;
+            for (lane, at) in front.at.iter().enumerate().filter(|(_, at)| **at != u32::MAX) {
+                self.bound[*at as usize] = front.low[lane];
+                let applied = front.applied[lane / ROWS];
+                // A tile left behind has seen the new picks but not all centres before them.
+                self.applied[*at as usize] = (applied + if applied + new == self.count { new } else { 0 }) as u32;
+            }
+            new
+        }
+
+        /// Turns the rows into tiles and applies the centres they lack, in each tile until all is applied or every
+        /// bound is below the outside.
+        fn front(&self, keys: &[u64], outside: u64) -> Front {
+            let d = self.rows.d;
+            let lanes = keys.len().next_multiple_of(ROWS);
+            let mut front = Front {
+                at: vec![u32::MAX; lanes],
+                low: vec![-1.0; lanes],
+                tiles: vec![[0.0; ROWS]; lanes / ROWS * d],
+                applied: vec![0; lanes / ROWS],
+            };
+            for (at, key) in front.at.iter_mut().zip(keys) {
+                *at = *key as u32;
+            }
+            let below = if outside == u64::MAX { 0.0 } else { f32::from_bits(!((outside >> 32) as u32)) };
+            let tiles = front.at.par_chunks(ROWS).zip(front.low.par_chunks_mut(ROWS));
+            let tiles = tiles.zip(front.tiles.par_chunks_mut(d.max(1))).zip(front.applied.par_iter_mut());
+            tiles.for_each(|(((at, low), tile), applied)| {
+                let rows = at.iter().filter(|a| **a != u32::MAX).count();
+                fast::turn(tile, |r| self.rows.of(self.candidates[at[r] as usize]), rows);
+                let mut full = [-1.0; ROWS];
+                let mut from = self.count;
+                for (full, at) in full.iter_mut().zip(&at[..rows]) {
+                    *full = self.bound[*at as usize];
+                    from = from.min(self.applied[*at as usize] as usize);
+                }
+                while from < self.count && full.iter().any(|v| *v >= below) {
+                    let to = (from + LOOK).min(self.count);
+                    fast::tile(&mut full, tile, &self.centres[from * d..to * d]);
+                    from = to;
+                }
+                low.copy_from_slice(&full);
+                *applied = from;
+            });
+            front
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::pairwise_sq;
+    use crate::rng::{Purpose, Rng};
+
+    /// The plain loop.
+    pub(super) fn brute(x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Picks {
+        let n = x.dims()[0];
+        let d2 = pairwise_sq(x, x).unwrap().to_vec::<f32>().unwrap();
+        let (mut picks, mut centres) = (Picks::default(), labelled.to_vec());
+        while picks.ids.len() < k.min(candidates.len()) {
+            let (mut best, mut most) = (u32::MAX, -1.0);
+            for i in candidates.iter().filter(|i| !picks.ids.contains(i)) {
+                let least = centres.iter().map(|c| d2[*i as usize * n + *c as usize]).fold(f32::INFINITY, f32::min);
+                (best, most) = if least > most { (*i, least) } else { (best, most) };
+            }
+            picks.ids.push(best);
+            picks.radius.push(most.sqrt());
+            centres.push(best);
+        }
+        picks
+    }
+
+    /// Points of a small grid (many ties and copies) or of the unit cube.
+    fn points(n: usize, d: usize, levels: u32, lane: u32) -> Tensor {
+        let r = Rng::new(11).at(Purpose::Select, n as u32, d as u32).lane(lane);
+        let one = |e| if levels == 0 { r.uniform(e) } else { (r.u32(e) % levels) as f32 };
+        let v: Vec<f32> = (0..(n * d) as u64).map(one).collect();
+        Tensor::new(&Device::Cpu, [n, d], &v).unwrap()
+    }
+
+    #[test]
+    fn worked_example() {
+        let x = [0.0f32, 0.0, 1.0, 0.0, 5.0, 0.0, 6.0, 0.0, 0.0, 4.0, 5.0, 1.0];
+        let x = Tensor::new(&Device::Cpu, [6, 2], &x).unwrap();
+        let p = kcenter(&x, &[0], &[1, 2, 3, 4, 5], 4).unwrap();
+        assert_eq!(p.ids, [3, 4, 5, 1]);
+        assert_eq!(p.radius, [6.0, 4.0, 2.0f32.sqrt(), 1.0]);
+    }
+
+    #[test]
+    fn lazy_equals_the_plain_loop() {
+        for d in [1, 3, 50, 128] {
+            for n in [2, 15, 16, 17, 64, 65, 257, 300] {
+                for (levels, every) in [(0, 7), (2, 5), (3, 2), (1, 3)] {
+                    let x = points(n, d, levels, every);
+                    let labelled: Vec<u32> = (0..n as u32).filter(|i| i % every == 0).collect();
+                    let rest: Vec<u32> = (0..n as u32).filter(|i| i % every != 0).collect();
+                    for k in [1, rest.len() / 2, n] {
+                        let want = brute(&x, &labelled, &rest, k);
+                        let got = kcenter(&x, &labelled, &rest, k).unwrap();
+                        assert_eq!(got, want, "{n}x{d}, {levels} levels, every {every}, k {k}");
+                    }
+                }
+            }
+        }
+    }
+}

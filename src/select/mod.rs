@@ -1,0 +1,6 @@
+//! Selection algorithms: pure functions on matrices. They know nothing of pools, models or methods; ids are row
+//! numbers.
+
+mod kcenter;
+
+pub use kcenter::{Picks, coverage_radius, kcenter};
