@@ -134,15 +134,8 @@ pub fn cases() -> Vec<&'static Case> {
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 7] = [
-        reduce::LARGE,
-        matmul::LARGE,
-        conv2d::LARGE,
-        pool::LARGE,
-        softmax::LARGE,
-        dropout::LARGE,
-        rows::LARGE,
-    ];
+    let families: [&'static [Case]; 7] =
+        [reduce::LARGE, matmul::LARGE, conv2d::LARGE, pool::LARGE, softmax::LARGE, dropout::LARGE, rows::LARGE];
     families.into_iter().flatten().collect()
 }
 

@@ -2,7 +2,6 @@
 //! selection, graph replay, memory. On the checked emulated driver unless DALCORE_TEST_DEVICE says otherwise.
 //! One binary, one test, so that it can end by asking whether every kernel was launched.
 
-#[path = "../common/mod.rs"]
 mod common;
 
 mod cases;
