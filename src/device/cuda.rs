@@ -265,6 +265,13 @@ impl Cuda {
         format!("CUDA {}.{}", self.version / 1000, self.version % 1000 / 10)
     }
 
+    /// The kernels that have been launched so far, sorted.
+    pub fn launched(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = self.functions.borrow().keys().copied().collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Memory of the device in bytes: free, total.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;

@@ -5,7 +5,7 @@ use crate::bench::store::Run;
 use crate::error::Result;
 use crate::report::figure::{self, Form, Look};
 use crate::report::table::{self, MISSING, Table};
-use crate::report::{REFERENCE, Results, Row, published};
+use crate::report::{REFERENCE, Results, Row, named, published};
 use std::fmt::Write as _;
 
 /// The report on one data set.
@@ -202,7 +202,7 @@ fn per_budget(r: &Results, looks: &[Look]) -> String {
                 continue;
             };
             let class = if bold.as_ref() == Some(&shown(s)) { " class=\"best\"" } else { "" };
-            let se = s.se.map_or(String::new(), |e| format!(" <small>± {:.2}</small>", 100.0 * e));
+            let se = s.se.map_or(String::new(), |e| format!("<br><small>± {:.2}</small>", 100.0 * e));
             let _ = write!(out, "<td{class}>{}{se}</td>", shown(s));
         }
         out += "</tr>\n";
@@ -230,23 +230,22 @@ fn manifests(r: &Results) -> String {
         let _ = writeln!(
             out,
             "<div class=\"card scroll\" style=\"padding:.2rem 1rem\"><dl>{items}<dt>runs</dt><dd>{}</dd></dl></div>",
-            escape(&runs.join(", "))
+            escape(&runs)
         );
     }
-    let mut configs: Vec<(String, Vec<String>)> = Vec::new();
-    let name = |run: &Run| format!("{} seed {}", run.manifest.method, run.manifest.seed);
+    let mut configs: Vec<(String, Vec<&Run>)> = Vec::new();
     for run in &r.runs {
         let text = serde_json::to_string_pretty(&run.manifest.config).unwrap_or_default();
         match configs.iter_mut().find(|(t, _)| *t == text) {
-            Some((_, runs)) => runs.push(name(run)),
-            None => configs.push((text, vec![name(run)])),
+            Some((_, runs)) => runs.push(run),
+            None => configs.push((text, vec![run])),
         }
     }
     for (text, runs) in configs {
         let _ = writeln!(
             out,
             "<details class=\"card\"><summary>Configuration of {}</summary><pre>{}</pre></details>",
-            escape(&runs.join(", ")),
+            if runs.len() == r.runs.len() { "all runs".into() } else { escape(&named(runs.iter().map(|x| (*x, 0)))) },
             escape(&text)
         );
     }

@@ -397,9 +397,9 @@ impl Results {
         table
     }
 
-    /// The environments that produced the numbers, each once, with the runs made there.
-    pub fn environments(&self) -> Vec<(Vec<(&'static str, String)>, Vec<String>)> {
-        let mut all: BTreeMap<Vec<(&'static str, String)>, Vec<String>> = BTreeMap::new();
+    /// The environments that produced the numbers, each once as (fact, value), with the runs made there.
+    pub fn environments(&self) -> Vec<(Vec<(&'static str, String)>, String)> {
+        let mut all: BTreeMap<Vec<(&'static str, String)>, Vec<(&Run, u32)>> = BTreeMap::new();
         for run in &self.runs {
             let m = &run.manifest;
             let own = (0, &m.device, &m.driver, &m.commit, m.threads, &m.version);
@@ -414,11 +414,10 @@ impl Results {
                     ("dalcore", format!("{version}, commit {commit}")),
                     ("data", m.data_fingerprint.clone()),
                 ];
-                let since = if from > 0 { format!(" from round {from}") } else { String::new() };
-                all.entry(facts).or_default().push(format!("{} seed {}{since}", m.method, m.seed));
+                all.entry(facts).or_default().push((run, from));
             }
         }
-        all.into_iter().collect()
+        all.into_iter().map(|(facts, runs)| (facts, named(runs.into_iter()))).collect()
     }
 
     /// `summary.md`.
@@ -436,7 +435,7 @@ impl Results {
         for (facts, runs) in self.environments() {
             text += "\n";
             text += &facts.iter().map(|(k, v)| format!("* {k}: {v}\n")).collect::<String>();
-            text += &format!("* runs: {}\n", runs.join(", "));
+            text += &format!("* runs: {runs}\n");
         }
         text
     }
@@ -453,6 +452,26 @@ impl Results {
 /// Random against itself is 0 by definition, and undefined only when it is incomplete.
 fn reference(row: &Row) -> String {
     row.api.map_or(MISSING.into(), |_| "0.00".into())
+}
+
+/// Runs by method and seed, with the round from which they count: "random 10, 20; coreset 10 from round 3".
+fn named<'a>(runs: impl Iterator<Item = (&'a Run, u32)>) -> String {
+    let mut text = String::new();
+    let mut last = "";
+    for (run, from) in runs {
+        let m = &run.manifest;
+        text += &match (m.method == last, text.is_empty()) {
+            (true, _) => ", ".into(),
+            (false, true) => format!("{} seed ", m.method),
+            (false, false) => format!("; {} seed ", m.method),
+        };
+        text += &m.seed.to_string();
+        if from > 0 {
+            text += &format!(" from round {from}");
+        }
+        last = &m.method;
+    }
+    text
 }
 
 fn label(m: &Manifest, name_of: NameOf) -> String {

@@ -2,7 +2,6 @@
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use dalcore::Result;
 use dalcore::device::Device;
@@ -105,9 +104,9 @@ pub fn report(suite: &str, findings: Vec<String>) {
 
 /// Every golden tensor by its key.
 pub fn golden() -> BTreeMap<String, Vec<f64>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    // Relative: cargo runs tests in the package's folder, and elsewhere the binary is run beside a copy of it.
     let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(&folder).unwrap() {
+    for entry in std::fs::read_dir("tests/fixtures").expect("tests run in the package's folder") {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "safetensors") {
             continue;
@@ -122,7 +121,8 @@ pub fn golden() -> BTreeMap<String, Vec<f64>> {
     found
 }
 
-/// Results that are zero everywhere by construction.
+/// Results that are zero everywhere by construction: nothing is summed, nothing is kept, or there is one class.
 pub fn is_zero(key: &str) -> bool {
-    matches!(key, "dropout/5x7/all/out" | "dropout/5x7/all/grad0" | "softmax/1x1/grad0")
+    let zero = ["sum_rows/0x7/out", "gather_rows/5x3/0/grad0", "dropout/5x7/all/", "dropout/1/", "softmax/1x1/grad0"];
+    zero.iter().any(|z| key.starts_with(z))
 }

@@ -37,7 +37,7 @@ pub fn small() {
     for (case, got) in ops::cases().into_iter().zip(&natural) {
         compare(case, got, &run(case, &Device::Cpu));
     }
-    for schedule in 1..3 {
+    for schedule in 1..=3 {
         let Some(s) = cuda(schedule) else { return };
         for (case, want) in ops::cases().into_iter().zip(&natural) {
             let got = run(case, &s.device);
