@@ -1,11 +1,12 @@
-// From u8 images on the device to a batch of floats: gather, crop, flip, normalise in one pass; and the labels.
+// From u8 images on the device to a batch of floats: gather, crop, flip, normalise in one pass.
 #include "common.cuh"
 #include "philox.cuh"
 
 // out[i, y, x, c] = pixel * scale_c + shift_c of image order[offset + i] after a random crop of the zero-padded
 // image and a random flip. The randomness of an image depends on its id and the epoch, never on its place.
-//   out (n, h, w, c)   pixels (total, h, w, c)   order (>= offset + n)   norm (2c): scales, then shifts
-//   clock (8): word 1 the epoch, word 2 the offset.   An id beyond `total` gives NaN, which stops the run.
+//   out (n, h, w, c)   pixels (total, h, w, c)   order (len)   norm (2c): scales, then shifts
+//   clock (8): word 1 the epoch, word 2 the offset.   A position beyond `len` or an
+//   id beyond `total` gives NaN, which stops the run.
 // Launch:  one thread per output element, block 256.
 // Traffic: n h w c bytes in, 4 n h w c bytes out.
 // Repeats: bit-identical. The two words of the crop and the one of the flip are computed by every thread again:
@@ -21,6 +22,7 @@ KERNEL gather_images_f32(
     int h,
     int w,
     int c,
+    int len,
     uint32_t total,
     int pad,
     uint32_t flip_below,
@@ -36,7 +38,8 @@ KERNEL gather_images_f32(
     int x = e / c % w;
     int y = e / c / w % h;
     int i = e / c / w / h;
-    uint32_t id = order[clock[2] + i];
+    uint64_t at = (uint64_t)clock[2] + i;                    // 64 bits: the sum must not wrap round
+    uint32_t id = at < (uint64_t)len ? order[at] : 0xFFFFFFFFu;
     if (id >= total) {
         out[e] = NAN;
         return;
@@ -53,21 +56,4 @@ KERNEL gather_images_f32(
     float v = 0.0f;
     if (y >= 0 && y < h && x >= 0 && x < w) v = pixels[(((size_t)id * h + y) * w + x) * c + ch];
     out[e] = fmaf(v, norm[ch], norm[c + ch]);
-}
-
-// out[i] = labels[order[offset + i]], or 2^32 - 1 for an id beyond `total`.
-//   out (n)   labels (total)   order (>= offset + n)   clock (8): word 2 the offset
-// Launch:  one thread per label, block 256.   Traffic: 3n words.   Repeats: exact.   Limits: n < 2^31 - 256.
-KERNEL gather_labels_u32(
-    uint32_t* __restrict__ out,
-    const uint32_t* __restrict__ labels,
-    const uint32_t* __restrict__ order,
-    const uint32_t* __restrict__ clock,
-    int n,
-    uint32_t total
-) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    uint32_t id = order[clock[2] + i];
-    out[i] = id < total ? labels[id] : 0xFFFFFFFFu;
 }

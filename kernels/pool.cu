@@ -6,7 +6,8 @@
 //   y, at (m) = (n, oh, ow, c)   x (n, h, w, c)
 //   The window of (oh, ow) starts at row oh * stride - pad and column ow * stride - pad; outside of x is -inf.
 // Launch:  one thread per output element, block 256.
-// Traffic: n*h*w*c + m floats and m bytes where windows do not overlap; neighbouring threads read neighbouring channels.
+// Traffic: n*h*w*c + m floats and m bytes where windows do not overlap; neighbouring threads read neighbouring
+//          channels.
 // Repeats: bit-identical; a tie goes to the first in row-major order, a NaN wins over everything before it.
 // Limits:  see the top; pad < size, so that every window holds an element.
 KERNEL max_pool2d_fwd_f32(

@@ -102,7 +102,7 @@ KERNEL max_cols_f32(
         if (v > best || v != v) best = v;          // once best is NaN nothing is greater
     }
     for (int d = 16; d > 0; d /= 2) {
-        float v = __shfl_xor_sync(0xFFFFFFFFu, best, d);
+        float v = __shfl_xor_sync(FULL_WARP, best, d);
         if (v > best || v != v) best = v;
     }
     if (lane == 0) y[i] = best;

@@ -3,37 +3,35 @@
 // of rows. Valid for n < 2^26 rows and n * c < 2^31 - 256. A NaN anywhere in a row makes its results NaN.
 #include "common.cuh"
 
-#define NO_NUMBER __int_as_float(0x7FC00000)
-
 // The row of this warp, or n and more: then the whole warp leaves.
-__device__ __forceinline__ int warp_row() {
+DEVICE int warp_row() {
     return (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32);
 }
 
 // The largest of a row; a NaN is not seen here, it makes the sum of exponentials NaN.
-__device__ __forceinline__ float row_max(const float* x, int c, int lane) {
+DEVICE float row_max(const float* x, int c, int lane) {
     float best = -INFINITY;
     for (int j = lane; j < c; j += 32) best = fmaxf(best, x[j]);
-    for (int d = 16; d > 0; d /= 2) best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, d));
+    for (int d = 16; d > 0; d /= 2) best = fmaxf(best, __shfl_xor_sync(FULL_WARP, best, d));
     return best;
 }
 
 // sum of exp(x[j] - top)
-__device__ __forceinline__ float row_sum_exp(const float* x, int c, int lane, float top) {
+DEVICE float row_sum_exp(const float* x, int c, int lane, float top) {
     float sum = 0.0f;
     for (int j = lane; j < c; j += 32) sum += expf(x[j] - top);
     return warp_sum(sum);
 }
 
 // True when value v at index j comes before value best at index at: NaN first, then the larger, then the lower index.
-__device__ __forceinline__ bool before(float v, int j, float best, int at) {
+DEVICE bool before(float v, int j, float best, int at) {
     bool v_nan = v != v, best_nan = best != best;
     if (v_nan || best_nan) return v_nan && (!best_nan || j < at);
     return v > best || (v == best && j < at);
 }
 
 // Index of the largest of a row, the lowest at a tie, the first NaN if there is one; known to every lane.  c > 0
-__device__ __forceinline__ int row_argmax(const float* x, int c, int lane) {
+DEVICE int row_argmax(const float* x, int c, int lane) {
     float best = -INFINITY;
     int at = 0x7FFFFFFF;                           // loses every tie, so a row of -inf gives 0
     for (int j = lane; j < c; j += 32) {
@@ -44,8 +42,8 @@ __device__ __forceinline__ int row_argmax(const float* x, int c, int lane) {
         }
     }
     for (int d = 16; d > 0; d /= 2) {
-        float v = __shfl_xor_sync(0xFFFFFFFFu, best, d);
-        int j = __shfl_xor_sync(0xFFFFFFFFu, at, d);
+        float v = __shfl_xor_sync(FULL_WARP, best, d);
+        int j = __shfl_xor_sync(FULL_WARP, at, d);
         if (before(v, j, best, at)) {
             best = v;
             at = j;
@@ -160,9 +158,9 @@ KERNEL cross_entropy_f32(
     float sum = row_sum_exp(x, c, lane, top);
     for (int j = lane; j < c; j += 32) {
         float p = expf(x[j] - top) / sum - (j == (int)label ? 1.0f : 0.0f);
-        d[j] = known ? p : NO_NUMBER;
+        d[j] = known ? p : NAN;
     }
-    if (lane == 0) losses[i] = known ? logf(sum) - (x[label] - top) : NO_NUMBER;
+    if (lane == 0) losses[i] = known ? logf(sum) - (x[label] - top) : NAN;
 }
 
 // losses[i] = -sum of t[i] log softmax(x[i]) and d[i] = softmax(x[i]) sum of t[i] - t[i], in one pass.

@@ -186,7 +186,7 @@ fn what_people_ask_first_is_answered() {
     let d = text(&run(&["device"])).0;
     assert!(d.contains("CPU:") && d.contains("CUDA:"), "{d}");
     let p = text(&run(&["bench", "--dry-run", "--device", "cpu"])).0;
-    assert!(p.contains("[240, 780, 1320, 1860, 2400]") && p.contains("estimate") && p.contains("grad_clamp"), "{p}");
+    assert!(p.contains("[480, 960, 1440, 1920, 2400]") && p.contains("estimate") && p.contains("grad_clamp"), "{p}");
     assert!(text(&run(&["completions", "bash"])).0.contains("_dalcore"));
     assert!(text(&run(&["data", "list"])).0.contains("dalcore data fetch mnist"));
     assert_eq!(run(&[]).status.code(), Some(2));

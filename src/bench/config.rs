@@ -92,7 +92,7 @@ pub struct Preset {
     pub seeds: usize,
     /// Number of budgets; all of the paper's when absent.
     points: Option<usize>,
-    /// Spread the budgets from the first to the last (otherwise: the first ones).
+    /// Equal steps up to the last budget (otherwise: the paper's first ones).
     #[serde(default = "yes")]
     spread: bool,
     /// Epochs are divided by this.
@@ -136,10 +136,13 @@ impl Config {
             Profile::Clean => spec.clean,
             Profile::Repro => spec.repro,
         };
-        let (start, mut query, mut end) =
+        let (mut start, mut query, mut end) =
             (f64::from(spec.budgets.start), f64::from(spec.budgets.query), f64::from(spec.budgets.end));
         match preset.points {
-            Some(points) if preset.spread => query = (end - start) / (points.max(2) - 1) as f64,
+            Some(points) if preset.spread => {
+                query = end / points.max(1) as f64;
+                start = query;
+            }
             Some(points) => end = start + query * (points.max(1) - 1) as f64,
             None => {}
         }
@@ -248,7 +251,7 @@ mod tests {
     fn budgets_of_the_paper_and_of_quick() {
         let paper = base("paper", Profile::Repro).budget.targets(60_000).unwrap();
         assert_eq!(paper, (1..=10).map(|r| 1200 * r).collect::<Vec<_>>());
-        assert_eq!(base("quick", Profile::Clean).budget.targets(12_000).unwrap(), [240, 780, 1320, 1860, 2400]);
+        assert_eq!(base("quick", Profile::Clean).budget.targets(12_000).unwrap(), [480, 960, 1440, 1920, 2400]);
         assert_eq!(base("smoke", Profile::Clean).budget.targets(12_000).unwrap(), [240, 480]);
         // GTSRB: truncation always gives thirteen points, the last one whole.
         let gtsrb = Budget { start: 10.0, query: 5.0, end: 70.0 }.targets(39_209).unwrap();

@@ -98,39 +98,44 @@ fn choice(rng: Rng, element: u64, n: usize) -> usize {
     ((u64::from(rng.u32(element)) * n as u64) >> 32) as usize
 }
 
-/// Half-ranges of everything that varies within one kind of example. Lengths in pixels.
+/// What varies within one kind of example, and how far.
 struct Kind {
     /// Share of all examples; the rows of `KINDS` add up to one.
     share: f32,
-    /// Probability of each rare property: a rare way of writing, a rare pen, light ground.
-    rare_style: f32,
+    /// Probabilities: the second of the common forms, a rare form, a rare pen.
+    second: f32,
+    rare_form: f32,
     rare_pen: f32,
-    light_ground: f32,
-    /// Tangent of half the rotation angle.
+    /// Least radius of the pen, in pixels.
+    pen: f32,
+    /// Half-ranges: tangent of half the rotation angle, shear, relative width and height.
     turn: f32,
     shear: f32,
-    /// Relative change of width and height.
     stretch: f32,
+    /// The glyph gets smaller by up to this share.
+    shrink: f32,
+    /// Half-ranges in pixels.
     shift: f32,
     elastic: f32,
     /// Standard deviation of the pixel noise, in units of white.
     noise: f32,
-    /// How far ink may fade and the ground brighten.
+    /// How far ink may fade; the ground brightens by up to 0.4 of that.
     fade: f32,
-    /// Up to this many foreign strokes at the border, specks, and bars across the glyph.
+    /// At most this many foreign strokes at the border, and specks.
     strokes: usize,
     specks: usize,
-    bars: usize,
 }
 
+// Tuned so that rare forms are rare, not illegible: examples that no training can fit make an uncertainty rule
+// waste its labels on them.
 #[rustfmt::skip]
 const KINDS: [Kind; 3] = [
-    Kind { share: 0.60, rare_style: 0.00, rare_pen: 0.00, light_ground: 0.00, turn: 0.05, shear: 0.10, stretch: 0.08,
-           shift: 1.5, elastic: 0.7, noise: 0.03, fade: 0.15, strokes: 0, specks: 0, bars: 0 },
-    Kind { share: 0.25, rare_style: 0.15, rare_pen: 0.10, light_ground: 0.00, turn: 0.13, shear: 0.25, stretch: 0.18,
-           shift: 2.5, elastic: 1.3, noise: 0.08, fade: 0.40, strokes: 1, specks: 3, bars: 0 },
-    Kind { share: 0.15, rare_style: 0.70, rare_pen: 0.45, light_ground: 0.30, turn: 0.18, shear: 0.30, stretch: 0.22,
-           shift: 3.0, elastic: 1.6, noise: 0.10, fade: 0.45, strokes: 2, specks: 5, bars: 1 },
+    Kind { share: 0.60, second: 0.0, rare_form: 0.00, rare_pen: 0.0, pen: 1.7, turn: 0.03, shear: 0.06, stretch: 0.05,
+           shrink: 0.0, shift: 0.4, elastic: 0.4, noise: 0.02, fade: 0.05, strokes: 0, specks: 0 },
+    Kind { share: 0.25, second: 0.6, rare_form: 0.15, rare_pen: 0.0, pen: 1.4, turn: 0.10, shear: 0.20, stretch: 0.12,
+           shrink: 0.1, shift: 0.8, elastic: 1.2, noise: 0.03, fade: 0.10, strokes: 0, specks: 1 },
+    Kind { share: 0.15, second: 0.5, rare_form: 0.80, rare_pen: 0.4, pen: 1.1, turn: 0.20, shear: 0.30, stretch: 0.15,
+           shrink: 0.3, shift: 1.2, elastic: 1.4, noise: 0.04, fade: 0.15, strokes: 1, specks: 1 },
 ];
 
 /// How a stroke marks the paper.
@@ -226,15 +231,28 @@ impl Paper {
             stroke.walk(|p| {
                 let p = warp.apply(p);
                 if let Some(q) = last {
-                    let (dx, dy) = (p[0] - q[0], p[1] - q[1]);
-                    walked += (dx * dx + dy * dy).sqrt();
-                    let gap = pen == Pen::Dashed && (walked / 2.4) as u32 % 2 == 1;
-                    if !gap {
-                        self.segment(q, p, reach);
+                    match pen {
+                        Pen::Solid | Pen::Hollow => self.segment(q, p, reach),
+                        Pen::Dashed => self.dashes(q, p, reach, &mut walked),
                     }
                 }
                 last = Some(p);
             });
+        }
+    }
+
+    /// The part of a segment on which the pen is down, `walked` pixels into its stroke.
+    fn dashes(&mut self, a: Point, b: Point, reach: f32, walked: &mut f32) {
+        const DASH: f32 = 2.5;
+        const PIECES: usize = 6; // of a segment of about five pixels, so a dash is never missed
+        let along = |s: usize| [0, 1].map(|k| a[k] + (b[k] - a[k]) * (s as f32 / PIECES as f32));
+        let (dx, dy) = (b[0] - a[0], b[1] - a[1]);
+        let piece = (dx * dx + dy * dy).sqrt() / PIECES as f32;
+        for s in 0..PIECES {
+            if ((*walked / DASH) as u32).is_multiple_of(2) {
+                self.segment(along(s), along(s + 1), reach);
+            }
+            *walked += piece;
         }
     }
 
@@ -265,11 +283,11 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
         u -= k.share;
     }
     let [common, rare] = &GLYPHS[label];
-    let strokes = if shape.uniform(1) < kind.rare_style {
+    let strokes = if shape.uniform(1) < kind.rare_form {
         rare[choice(shape, 2, rare.len())]
     } else {
         // The first form is the usual one.
-        common[usize::from(shape.uniform(2) < 0.25)]
+        common[usize::from(shape.uniform(2) < kind.second)]
     };
     let pen = match shape.uniform(3) < kind.rare_pen {
         true => [Pen::Hollow, Pen::Dashed][choice(shape, 4, 2)],
@@ -277,7 +295,7 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
     };
     let radius = match pen {
         Pen::Hollow => 1.5 + 0.3 * shape.uniform(5),
-        Pen::Solid | Pen::Dashed => 0.8 + 0.7 * shape.uniform(5),
+        Pen::Solid | Pen::Dashed => kind.pen + 0.4 * shape.uniform(5),
     };
     let warp = Warp {
         m: matrix(kind, shape),
@@ -295,25 +313,15 @@ fn render(out: &mut [u8], label: usize, seed: u64, split: Split, index: usize) {
         let p = [28.0 * clutter.uniform(40 + 2 * k), 28.0 * clutter.uniform(41 + 2 * k)];
         foreign.segment(p, p, 2.5);
     }
-    let mut bars = Paper::new();
-    for k in 0..choice(clutter, 2, kind.bars + 1) as u64 {
-        let (y0, y1) = (28.0 * clutter.uniform(60 + 2 * k), 28.0 * clutter.uniform(61 + 2 * k));
-        bars.segment([0.0, y0], [28.0, y1], 3.0);
-    }
 
     let white = 1.0 - kind.fade * shape.uniform(12);
     let ground = 0.4 * kind.fade * shape.uniform(13);
     let slope = [0.012 * kind.fade * signed(shape, 14), 0.012 * kind.fade * signed(shape, 15)];
-    let light = shape.uniform(16) < kind.light_ground;
     for (i, out) in out.iter_mut().enumerate() {
         let ink = paper.ink(i, pen, radius).max(0.8 * foreign.ink(i, Pen::Solid, 0.7));
-        let ink = ink * (1.0 - bars.ink(i, Pen::Solid, 0.9));
         let (x, y) = ((i % SIDE) as f32 - 13.5, (i / SIDE) as f32 - 13.5);
         let base = ground + slope[0] * x + slope[1] * y;
         let mut v = base + (white - base) * ink;
-        if light {
-            v = 1.0 - v;
-        }
         // A sum of four bytes: mean 510, standard deviation 147.8, and the same integers everywhere.
         let sum: u32 = noise.u32(i as u64).to_le_bytes().iter().map(|&b| u32::from(b)).sum();
         v += kind.noise * (sum as f32 - 510.0) * (1.0 / 147.8);
@@ -327,8 +335,9 @@ fn matrix(kind: &Kind, shape: Rng) -> [[f32; 2]; 2] {
     let t = kind.turn * signed(shape, 6);
     let (cos, sin) = ((1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t));
     let shear = kind.shear * signed(shape, 7);
-    let sx = 0.12 * (1.0 + kind.stretch * signed(shape, 8));
-    let sy = 0.185 * (1.0 + kind.stretch * signed(shape, 9));
+    let size = 1.0 - kind.shrink * shape.uniform(16);
+    let sx = 0.12 * size * (1.0 + kind.stretch * signed(shape, 8));
+    let sy = 0.185 * size * (1.0 + kind.stretch * signed(shape, 9));
     [[cos * sx, (cos * shear - sin) * sy], [sin * sx, (sin * shear + cos) * sy]]
 }
 

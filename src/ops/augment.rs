@@ -1,35 +1,38 @@
-//! From u8 images on the device to a batch of floats in one pass: gather by id, random crop of the zero-padded
-//! image, random flip, normalise: out = pixel · scale_c + shift_c with scale = 1 / (255 · std), shift = −mean / std.
+//! From u8 images on the device to a batch of floats: gather, crop, flip, normalise in one pass.
 //!
-//! The randomness of an image is addressed by (seed, purpose, round, epoch, pool id), never by its place in a
-//! batch. Black padding comes before normalisation. No gradient flows here.
+//! y[i][r][s][c] = pixel · scale_c + shift_c, scale_c = 1 / (255 std_c), shift_c = −mean_c / std_c, of image
+//! id = order[offset + i]; the pixel is x[id][r + dy][s′ + dx][c], black (0) outside, with s′ = W − 1 − s where the
+//! image is flipped. dy, dx in [−pad, pad] are words 0 and 1 of block `id` of the crop stream, the flip is word 0 of
+//! block `id` of the flip stream: they depend on (seed, round, epoch, pool id), never on the place in the batch.
 
-use rayon::prelude::*;
-
-use crate::Result;
+use super::rows::{batch, check_ids};
 use crate::clock::{Clock, Word};
 use crate::data::Flip;
-use crate::device::{Device, Launch, launch};
+use crate::device::{Device, Launch, cpu as threads, launch};
 use crate::rng::{Purpose, Rng, threshold};
-use crate::tensor::{Buf, Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor};
+use crate::{Error, Result};
 
-/// How an image is looked at.
+/// How images are seen: crop, flip, normalisation.
 pub struct View {
     crop_pad: usize,
     flip: Flip,
+    crop_rng: Rng,
+    flip_rng: Rng,
     /// (2C): scales, then shifts.
     norm: Tensor,
-    crop: Rng,
-    mirror: Rng,
+    /// (256, C): what becomes of each byte; for the CPU.
+    table: Vec<f32>,
 }
 
 impl View {
-    /// The test transform: normalise only. `mean` and `std` per channel in units of white.
+    /// Normalised only: what evaluation sees. `mean` and `std` per channel, of pixels in [0, 1].
     pub fn plain(device: &Device, mean: &[f32], std: &[f32]) -> Result<View> {
         View::train(device, mean, std, 0, Flip::Never, Rng::new(0), 0)
     }
 
-    /// The training transform of one round.
+    /// Random crops of the image with `crop_pad` black pixels around it, and flips, from the streams of (seed,
+    /// round); the epoch comes from the clock.
     pub fn train(
         device: &Device,
         mean: &[f32],
@@ -39,142 +42,122 @@ impl View {
         rng: Rng,
         round: u32,
     ) -> Result<View> {
-        let scale = std.iter().map(|s| 1.0 / (255.0 * s));
-        let norm: Vec<f32> = scale.chain(mean.iter().zip(std).map(|(m, s)| -m / s)).collect();
+        if mean.len() != std.len() || std.iter().any(|s| s.is_nan() || *s <= 0.0) {
+            let why = format!("wants as many standard deviations above 0 as means, got {std:?} for {mean:?}");
+            return Err(Error::Config { key: "normalisation".into(), why });
+        }
+        let (means, stds) = (mean.iter().map(|v| f64::from(*v)), std.iter().map(|v| f64::from(*v)));
+        let mut norm: Vec<f32> = stds.clone().map(|s| (1.0 / (255.0 * s)) as f32).collect();
+        norm.extend(means.zip(stds).map(|(m, s)| (-m / s) as f32));
+        // Fused, as the device computes it.
+        let (scales, shifts) = norm.split_at(mean.len());
+        let entry = |b: u8| scales.iter().zip(shifts).map(move |(s, t)| f32::from(b).mul_add(*s, *t));
+        let table = (0..=255).flat_map(entry).collect();
         Ok(View {
             crop_pad,
             flip,
+            crop_rng: rng.at(Purpose::Crop, round, 0),
+            flip_rng: rng.at(Purpose::Flip, round, 0),
             norm: Tensor::new(device, [norm.len()], &norm)?,
-            crop: rng.at(Purpose::Crop, round, 0),
-            mirror: rng.at(Purpose::Flip, round, 0),
+            table,
         })
     }
 
+    /// The word below which an image is flipped.
     fn flip_below(&self) -> u32 {
-        if self.flip == Flip::Half { threshold(0.5) } else { 0 }
+        match self.flip {
+            Flip::Never => 0,
+            Flip::Half => threshold(0.5),
+        }
     }
 }
 
-/// Images `order[offset .. offset + n]` of `pixels` (N, H, W, C), as (n, H, W, C) floats; offset and epoch are the
-/// clock's.
+/// The batch of `n` images at the clock's offset in `order` (u32): pixels u8 (N, H, W, C) → f32 (n, H, W, C). An id
+/// or a position that does not exist is an error on the CPU and NaN on a device, which stops the run.
 pub fn gather_images(pixels: &Tensor, order: &Tensor, clock: &Clock, n: usize, view: &View) -> Result<Tensor> {
-    const OP: &str = "gather_images";
-    let [total, h, w, c] = pixels.shape().nhwc(OP)?;
+    let op = "gather_images";
+    let [total, h, w, c] = pixels.shape().nhwc(op)?;
     if view.norm.len() != 2 * c {
-        return Err(pixels.shape().refuse(OP, format!("{} channels", view.norm.len() / 2)));
+        return Err(pixels.shape().refuse(op, format!("images with {} channels, as the view", view.norm.len() / 2)));
     }
-    let mut out = Tensor::stale(pixels.device(), [n, h, w, c], Dtype::F32)?;
+    let mut y = Tensor::stale(pixels.device(), [n, h, w, c], Dtype::F32)?;
     match pixels.device() {
         Device::Cpu => {
-            let ids = batch(order, clock, n, total)?;
-            let epoch = clock.host(Word::Epoch)?;
-            let how = How {
-                pad: view.crop_pad,
-                below: view.flip_below(),
-                crop: view.crop.with_b(epoch),
-                mirror: view.mirror.with_b(epoch),
-            };
-            let size = Size { h, w, c };
-            let (pixels, norm) = (pixels.host::<u8>(OP)?, view.norm.host::<f32>(OP)?);
-            let table: Vec<[f32; 256]> =
-                (0..c).map(|ch| std::array::from_fn(|v| (v as f32).mul_add(norm[ch], norm[c + ch]))).collect();
-            let image = h * w * c;
-            out.host_mut::<f32>(OP)?.par_chunks_mut(image.max(1)).zip(ids).with_min_len(16).for_each(|(out, id)| {
-                one(out, &pixels[*id as usize * image..][..image], size, *id, &how, &table);
-            });
+            let ids = batch(op, order.host(op)?, clock, n)?;
+            check_ids(op, ids, total)?;
+            cpu::gather(y.host_mut(op)?, pixels.host(op)?, ids, [h, w, c], view, clock.host(Word::Epoch)?);
         }
         Device::Cuda(cuda) => {
-            let ([lo, hi, crop, round], [_, _, mirror, _]) = (view.crop.words(), view.mirror.words());
+            let (l, words, y) = (Launch::elements(n * h * w * c), &clock.words(), y.buf_mut(op)?);
+            let (pixels, len, order) = (pixels.buf(op)?, order.len() as i32, order.buf(op)?);
+            let [n, h, w, c, pad] = [n, h, w, c, view.crop_pad].map(|v| v as i32);
+            let ([lo, hi, crop, round], [_, _, flip, _]) = (view.crop_rng.words(), view.flip_rng.words());
+            let (norm, total, below) = (view.norm.buf(op)?, total as u32, view.flip_below());
             launch::gather_images_f32(
-                cuda,
-                Launch::elements(n * h * w * c),
-                out.buf_mut(OP)?,
-                pixels.buf(OP)?,
-                order.buf(OP)?,
-                &clock.words(),
-                view.norm.buf(OP)?,
-                n as i32,
-                h as i32,
-                w as i32,
-                c as i32,
-                total as u32,
-                view.crop_pad as i32,
-                view.flip_below(),
-                lo,
-                hi,
-                crop,
-                mirror,
-                round,
+                cuda, l, y, pixels, order, words, norm, n, h, w, c, len, total, pad, below, lo, hi, crop, flip, round,
             )?;
         }
     }
-    Ok(out)
+    Ok(y)
 }
 
-/// labels[order[offset .. offset + n]]; the offset is the clock's.
-pub fn gather_labels(labels: &Buf<u32>, order: &Tensor, clock: &Clock, n: usize) -> Result<Tensor> {
-    const OP: &str = "gather_labels";
-    let mut out = Tensor::stale(order.device(), [n], Dtype::U32)?;
-    match order.device() {
-        Device::Cpu => {
-            let labels = labels.host(OP)?;
-            let ids = batch(order, clock, n, labels.len())?;
-            for (out, id) in out.host_mut::<u32>(OP)?.iter_mut().zip(ids) {
-                *out = labels[*id as usize];
+mod cpu {
+    use super::{View, threads};
+
+    /// y: (n, H, W, C), x: (N, H, W, C); the ids are below N.
+    pub fn gather(y: &mut [f32], x: &[u8], ids: &[u32], [h, w, c]: [usize; 3], view: &View, epoch: u32) {
+        let image = h * w * c;
+        let (crops, flips) = (view.crop_rng.with_b(epoch), view.flip_rng.with_b(epoch));
+        let (pad, below, table) = (view.crop_pad as isize, view.flip_below(), &view.table);
+        threads::chunks(y, image, |at, y| {
+            for (y, id) in y.chunks_exact_mut(image.max(1)).zip(&ids[at / image.max(1)..]) {
+                let x = &x[*id as usize * image..][..image];
+                let words = if pad > 0 { crops.block(*id) } else { [0; 4] };
+                let shift = |word: u32| ((u64::from(word) * (2 * pad as u64 + 1)) >> 32) as isize - pad;
+                let flipped = below > 0 && flips.block(*id)[0] < below;
+                for (r, y) in y.chunks_exact_mut(w * c).enumerate() {
+                    let row = r.checked_add_signed(shift(words[0])).filter(|r| *r < h);
+                    let row = row.map(|r| &x[r * w * c..][..w * c]);
+                    match c {
+                        1 => line::<1>(y, row, shift(words[1]), flipped, table, c),
+                        3 => line::<3>(y, row, shift(words[1]), flipped, table, c),
+                        _ => line::<0>(y, row, shift(words[1]), flipped, table, c),
+                    }
+                }
             }
-        }
-        Device::Cuda(c) => {
-            let (l, words) = (Launch::elements(n), clock.words());
-            let total = labels.len() as u32;
-            launch::gather_labels_u32(c, l, out.buf_mut(OP)?, labels, order.buf(OP)?, &words, n as i32, total)?;
-        }
+        });
     }
-    Ok(out)
-}
 
-/// The ids of the batch, all below `total`.
-fn batch<'a>(order: &'a Tensor, clock: &Clock, n: usize, total: usize) -> Result<&'a [u32]> {
-    let at = clock.host(Word::Offset)? as usize;
-    let ids = order.host::<u32>("gather")?.get(at..at + n);
-    ids.filter(|ids| ids.iter().all(|i| (*i as usize) < total))
-        .ok_or_else(|| order.shape().refuse("gather", format!("{n} ids below {total} from position {at} on")))
-}
-
-#[derive(Clone, Copy)]
-struct Size {
-    h: usize,
-    w: usize,
-    c: usize,
-}
-
-/// A view's randomness at one epoch.
-struct How {
-    pad: usize,
-    below: u32,
-    crop: Rng,
-    mirror: Rng,
-}
-
-/// One image: `out` and `image` are (H, W, C).
-fn one(out: &mut [f32], image: &[u8], s: Size, id: u32, how: &How, table: &[[f32; 256]]) {
-    let pad = how.pad as isize;
-    let shift = |word: u32| ((u64::from(word) * (2 * pad as u64 + 1)) >> 32) as isize - pad;
-    let (dy, dx) = if pad > 0 {
-        let r = how.crop.block(id);
-        (shift(r[0]), shift(r[1]))
-    } else {
-        (0, 0)
-    };
-    let flip = how.below > 0 && how.mirror.block(id)[0] < how.below;
-    for (y, row) in out.chunks_exact_mut(s.w * s.c).enumerate() {
-        let from = y.wrapping_add_signed(dy);
-        let source = (from < s.h).then(|| &image[from * s.w * s.c..][..s.w * s.c]);
-        for (x, pixel) in row.chunks_exact_mut(s.c).enumerate() {
-            let x = if flip { s.w - 1 - x } else { x }.wrapping_add_signed(dx);
-            for (ch, out) in pixel.iter_mut().enumerate() {
-                let v = source.filter(|_| x < s.w).map_or(0, |r| r[x * s.c + ch]);
-                *out = table[ch][v as usize];
+    /// One row of an image: black, the part of `x` that is inside, black; then mirrored if `flipped`. C is the number
+    /// of channels where it is known to the compiler, else 0.   y, x: (W, c), table: (256, c)
+    fn line<const C: usize>(y: &mut [f32], x: Option<&[u8]>, dx: isize, flipped: bool, table: &[f32], c: usize) {
+        let c = if C > 0 { C } else { c };
+        let w = y.len() / c;
+        let black = &table[..c];
+        let Some(x) = x else {
+            return y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(black));
+        };
+        // Columns [first, last) of the cropped row lie inside of x.
+        let first = dx.min(0).unsigned_abs().min(w);
+        let last = w - (dx.max(0) as usize).min(w);
+        let inside = if first < last {
+            &x[(first.wrapping_add_signed(dx)) * c..(last.wrapping_add_signed(dx)) * c]
+        } else {
+            &[]
+        };
+        let (before, after) = if flipped { (w - last.max(first), first) } else { (first, w - last.max(first)) };
+        y[..before * c].chunks_exact_mut(c).for_each(|y| y.copy_from_slice(black));
+        y[(w - after) * c..].chunks_exact_mut(c).for_each(|y| y.copy_from_slice(black));
+        let y = &mut y[before * c..(w - after) * c];
+        let pixel = |(y, x): (&mut [f32], &[u8])| {
+            for (ch, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                *y = table[*x as usize * c + ch];
             }
+        };
+        if flipped {
+            y.chunks_exact_mut(c).zip(inside.chunks_exact(c).rev()).for_each(pixel);
+        } else {
+            y.chunks_exact_mut(c).zip(inside.chunks_exact(c)).for_each(pixel);
         }
     }
 }
@@ -183,64 +166,70 @@ fn one(out: &mut [f32], image: &[u8], s: Size, id: u32, how: &How, table: &[[f32
 mod tests {
     use super::*;
 
-    fn images() -> Tensor {
-        let v: Vec<u8> = (0..5 * 6 * 4 * 3).map(|i| (i * 7 % 251) as u8).collect();
-        Tensor::new(&Device::Cpu, [5, 6, 4, 3], &v).unwrap()
-    }
+    const MEAN: [f32; 3] = [0.5, 0.25, 0.1];
+    const STD: [f32; 3] = [0.5, 0.3, 0.2];
 
-    fn ids(v: &[u32]) -> Tensor {
-        Tensor::new(&Device::Cpu, [v.len()], v).unwrap()
+    fn pixels(n: usize, h: usize, w: usize, c: usize) -> Vec<u8> {
+        let r = Rng::new(9);
+        (0..(n * h * w * c) as u64).map(|e| (r.u32(e) >> 24) as u8).collect()
     }
-
-    const MEAN: [f32; 3] = [0.5, 0.4, 0.3];
-    const STD: [f32; 3] = [0.2, 0.25, 0.3];
 
     #[test]
-    fn the_plain_view_normalises() {
+    fn the_plain_view_normalises_and_follows_the_order() {
+        let x = pixels(3, 2, 2, 3);
+        let t = Tensor::new(&Device::Cpu, [3, 2, 2, 3], &x).unwrap();
+        let order = Tensor::new(&Device::Cpu, [3], &[0u32, 2, 1]).unwrap();
         let clock = Clock::new(&Device::Cpu).unwrap();
         clock.advance(1).unwrap();
         let view = View::plain(&Device::Cpu, &MEAN, &STD).unwrap();
-        let y = gather_images(&images(), &ids(&[9, 4, 0]), &clock, 2, &view).unwrap().to_vec::<f32>().unwrap();
-        let px = images().to_vec::<u8>().unwrap();
-        for (i, id) in [4usize, 0].into_iter().enumerate() {
-            for e in 0..72 {
-                let want = (f32::from(px[id * 72 + e]) / 255.0 - MEAN[e % 3]) / STD[e % 3];
-                assert!((y[i * 72 + e] - want).abs() < 1e-5);
-            }
+        let y = gather_images(&t, &order, &clock, 2, &view).unwrap();
+        assert_eq!(y.dims(), [2, 2, 2, 3]);
+        for (i, y) in y.to_vec::<f32>().unwrap().iter().enumerate() {
+            let (id, c) = ([2, 1][i / 12], i % 3);
+            let want = (f32::from(x[id * 12 + i % 12]) / 255.0 - MEAN[c]) / STD[c];
+            assert!((y - want).abs() < 1e-5, "{i}: {y} {want}");
         }
-        let bad = gather_images(&images(), &ids(&[0, 5]), &clock, 1, &view).unwrap_err().to_string();
-        assert!(bad.contains("below 5"), "{bad}");
+        assert!(gather_images(&t, &order, &clock, 3, &view).is_err());
+        let bad = Tensor::new(&Device::Cpu, [2], &[0u32, 3]).unwrap();
+        assert!(gather_images(&t, &bad, &clock, 1, &view).is_err());
+        assert!(View::plain(&Device::Cpu, &[0.5], &[0.0]).is_err());
     }
 
     #[test]
-    fn crops_and_flips_are_those_of_the_addressed_words() {
-        let (d, rng) = (Device::Cpu, Rng::new(42));
-        let clock = Clock::new(&d).unwrap();
-        clock.start(0, 3, 0.1).unwrap();
-        let view = View::train(&d, &MEAN, &STD, 2, Flip::Half, rng, 7).unwrap();
-        let plain = View::plain(&d, &MEAN, &STD).unwrap();
-        let all = ids(&[0, 1, 2, 3, 4]);
-        let y = gather_images(&images(), &all, &clock, 5, &view).unwrap().to_vec::<f32>().unwrap();
-        let x = gather_images(&images(), &all, &clock, 5, &plain).unwrap().to_vec::<f32>().unwrap();
-        let mut flips = 0;
-        for id in 0..5usize {
-            let r = rng.at(Purpose::Crop, 7, 3).block(id as u32);
-            let at = |w: u32| ((u64::from(w) * 5) >> 32) as isize - 2;
-            let flip = rng.at(Purpose::Flip, 7, 3).block(id as u32)[0] < 1 << 31;
-            flips += usize::from(flip);
-            for e in 0..72 {
-                let (ch, px, py) = (e % 3, e / 3 % 4, e / 12);
-                let sx = if flip { 3 - px } else { px } as isize + at(r[1]);
-                let sy = py as isize + at(r[0]);
-                let inside = (0..4).contains(&sx) && (0..6).contains(&sy);
-                let black = -MEAN[ch] / STD[ch];
-                let want = if inside { x[id * 72 + sy as usize * 12 + sx as usize * 3 + ch] } else { black };
-                assert!((y[id * 72 + e] - want).abs() < 1e-6, "image {id} element {e}");
+    fn crops_and_flips_follow_their_formula() {
+        for (pad, c) in [(4, 1), (2, 3), (9, 2), (0, 3)] {
+            let (n, h, w) = (40, 7, 6);
+            let x = pixels(n, h, w, c);
+            let t = Tensor::new(&Device::Cpu, [n, h, w, c], &x).unwrap();
+            let ids: Vec<u32> = (0..n as u32).rev().collect();
+            let order = Tensor::new(&Device::Cpu, [n], &ids).unwrap();
+            let clock = Clock::new(&Device::Cpu).unwrap();
+            clock.start(0, 5, 0.1).unwrap();
+            let rng = Rng::new(77);
+            let (mean, std) = (vec![0.0; c], vec![1.0; c]);
+            let view = View::train(&Device::Cpu, &mean, &std, pad, Flip::Half, rng, 3).unwrap();
+            let y = gather_images(&t, &order, &clock, n, &view).unwrap().to_vec::<f32>().unwrap();
+            let (mut flips, mut shifts) = (0, std::collections::BTreeSet::new());
+            for (e, y) in y.iter().enumerate() {
+                let (ch, s, r, id) = (e % c, e / c % w, e / c / w % h, ids[e / c / w / h]);
+                let b = rng.at(Purpose::Crop, 3, 5).block(id);
+                let off = |word: u32| ((u64::from(word) * (2 * pad as u64 + 1)) >> 32) as i64 - pad as i64;
+                let flipped = rng.at(Purpose::Flip, 3, 5).block(id)[0] < 0x8000_0000;
+                flips += usize::from(flipped && e % (h * w * c) == 0);
+                shifts.insert((off(b[0]), off(b[1])));
+                let s = if flipped { w - 1 - s } else { s } as i64 + off(b[1]);
+                let r = r as i64 + off(b[0]);
+                let inside = (0..h as i64).contains(&r) && (0..w as i64).contains(&s);
+                let at = ((id as usize * h + r as usize) * w + s as usize) * c + ch;
+                let want = if inside { f32::from(x[at]) / 255.0 } else { 0.0 };
+                assert!((y - want).abs() < 1e-6, "pad {pad}, element {e}: {y} {want}");
             }
+            // The place in the batch does not matter.
+            let order = Tensor::new(&Device::Cpu, [n], &ids.iter().rev().copied().collect::<Vec<_>>()).unwrap();
+            let back = gather_images(&t, &order, &clock, n, &view).unwrap().to_vec::<f32>().unwrap();
+            assert_eq!(back[..h * w * c], y[(n - 1) * h * w * c..]);
+            assert!((10..=30).contains(&flips), "{flips}");
+            assert!(shifts.len() >= if pad > 0 { 15 } else { 1 });
         }
-        assert!((1..5).contains(&flips), "the case must contain both");
-        // The place in the batch does not matter.
-        let back = gather_images(&images(), &ids(&[4, 3, 2, 1, 0]), &clock, 5, &view).unwrap();
-        assert_eq!(back.to_vec::<f32>().unwrap()[..72], y[4 * 72..]);
     }
 }

@@ -1,75 +1,90 @@
-//! Dropout: y = x · k / (1 − p), with k = 0 with probability p and 1 otherwise; dx = dy · k / (1 − p).
+//! Dropout: y = x ⊙ k / (1 − p), k_e = 1 where random word e of the stream is at least the threshold of p, else 0.
 //!
-//! The mask is not stored: k of element e is decided by word e of the stream (seed, dropout, lane, round, step)
-//! against an integer threshold, so forward, backward and every device agree bit for bit. Channel dropout decides
-//! once per image and channel: element n·C + c.
+//! Backward: dx = dy ⊙ k / (1 − p) with the same mask, which is computed again and never stored. Element e is the
+//! flat index, or n·C + c where a whole channel is dropped, x being (N, H, W, C). The stream is `rng` at the step of
+//! the clock; p = 0 changes nothing, p = 1 gives zeros.
 
 use std::rc::Rc;
 
 use super::{Arg, Case};
 use crate::clock::{Clock, Word};
-use crate::device::{Device, Launch, cpu as threads, launch};
-use crate::rng::{Rng, threshold};
-use crate::tensor::{Real, Tensor};
+use crate::device::{Device, Launch, launch};
+use crate::rng::{Purpose, Rng, threshold};
+use crate::tensor::{Dtype, Real, Tensor};
 use crate::{Error, Result, on_real};
 
-/// Drops single elements. x of any shape.
+/// Drops every element with probability `p`. The backward pass must run before the clock moves on.
 pub fn dropout(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor> {
-    apply(x, p, rng, clock, Unit::Element)
+    apply("dropout", x, p, Unit::Element, rng, clock)
 }
 
-/// Drops whole feature maps. x (N, H, W, C).
+/// Drops every channel of every image of x (N, H, W, C) with probability `p`. The backward pass must run before the
+/// clock moves on.
 pub fn dropout_channels(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor> {
     let [_, h, w, c] = x.shape().nhwc("dropout_channels")?;
-    apply(x, p, rng, clock, Unit::Channel { hw: h * w, c })
+    apply("dropout_channels", x, p, Unit::Channel { area: h * w, c }, rng, clock)
 }
 
-/// What is kept or dropped as one.
+/// What one draw decides about.
 #[derive(Clone, Copy)]
 enum Unit {
     Element,
-    Channel { hw: usize, c: usize },
+    /// A channel of an image of `area` pixels with `c` channels.
+    Channel {
+        area: usize,
+        c: usize,
+    },
 }
 
-fn apply(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>, unit: Unit) -> Result<Tensor> {
+fn apply(op: &'static str, x: &Tensor, p: f32, unit: Unit, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor> {
     if !(0.0..=1.0).contains(&p) {
-        return Err(Error::Config { key: "dropout".into(), why: format!("the rate {p} is not between 0 and 1") });
+        let why = format!("the drop probability must be between 0 and 1, not {p}");
+        return Err(Error::Config { key: op.into(), why });
     }
-    // On the CPU the step is read now; a kernel reads it in stream order, before the clock moves on.
+    if p == 0.0 {
+        return Ok(x.clone());
+    }
+    if p == 1.0 {
+        let y = Tensor::zeros(x.device(), x.shape().clone(), x.dtype())?;
+        return Ok(y.with_grad(op, &[x], |dy, need| {
+            Ok(vec![need.then(0, || Tensor::zeros(dy.device(), dy.shape().clone(), dy.dtype()))?])
+        }));
+    }
+    // A kernel reads the step when it runs; the host's clock may have moved on by the time of the backward pass.
     let rng = if x.device().is_cpu() { rng.with_b(clock.host(Word::Step)?) } else { rng };
-    let y = mask(x, p, rng, clock, unit)?;
+    let y = masked(op, x, p, unit, rng, clock)?;
     let clock = clock.clone();
-    Ok(y.with_grad("dropout", &[x], move |dy, need| Ok(vec![need.then(0, || mask(dy, p, rng, &clock, unit))?])))
+    Ok(y.with_grad(op, &[x], move |dy, need| Ok(vec![need.then(0, || masked(op, dy, p, unit, rng, &clock))?])))
 }
 
-fn mask(x: &Tensor, p: f32, rng: Rng, clock: &Clock, unit: Unit) -> Result<Tensor> {
-    const OP: &str = "dropout";
+fn masked(op: &'static str, x: &Tensor, p: f32, unit: Unit, rng: Rng, clock: &Clock) -> Result<Tensor> {
     let (mut y, n) = (x.like()?, x.len());
-    let below = if p >= 1.0 { None } else { Some(threshold(p)) };
-    let scale = 1.0 / (1.0 - p);
-    match (x.device(), below) {
-        (Device::Cpu, _) => on_real!(OP, x, T => {
-            let (y, x) = (y.host_mut::<T>(OP)?, x.host::<T>(OP)?);
-            match (unit, below) {
-                (_, None) => y.fill(T::default()),
-                (Unit::Element, Some(t)) => cpu::elements(y, x, t, scale, rng),
-                (Unit::Channel { hw, c }, Some(t)) => cpu::channels(y, x, hw, c, t, scale, rng),
+    let (limit, scale) = (threshold(p), 1.0 / (1.0 - p));
+    match x.device() {
+        Device::Cpu => match (unit, x.dtype()) {
+            (Unit::Element, _) => on_real!(op, x, T => {
+                cpu::elements(y.host_mut::<T>(op)?, x.host::<T>(op)?, limit, scale, rng);
+                Ok(())
+            })?,
+            (Unit::Channel { area, c }, Dtype::F32) => {
+                fast::channels(y.host_mut(op)?, x.host(op)?, [area, c], limit, scale, rng);
             }
-            Ok(())
-        })?,
-        (Device::Cuda(_), None) => super::elementwise::fill(&mut y, 0.0)?,
-        (Device::Cuda(cuda), Some(t)) => {
-            let [lo, hi, stream, round] = rng.words();
-            let (y, x, w) = (y.buf_mut(OP)?, x.buf(OP)?, clock.words());
+            (Unit::Channel { area, c }, _) => on_real!(op, x, T => {
+                cpu::channels(y.host_mut::<T>(op)?, x.host::<T>(op)?, [area, c], limit, scale, rng);
+                Ok(())
+            })?,
+        },
+        Device::Cuda(cuda) => {
+            let (y, x, words, [lo, hi, s, a]) = (y.buf_mut(op)?, x.buf(op)?, &clock.words(), rng.words());
             match unit {
                 Unit::Element => {
                     let l = Launch::elements(n.div_ceil(4));
-                    launch::dropout_fwd_f32(cuda, l, y, x, &w, n as i32, scale, t, lo, hi, stream, round)?;
+                    launch::dropout_fwd_f32(cuda, l, y, x, words, n as i32, scale, limit, lo, hi, s, a)?;
                 }
-                Unit::Channel { hw, c } => {
-                    let (l, hw, c) = (Launch::elements(n), hw as i32, c as i32);
+                Unit::Channel { area, c } => {
+                    let (l, area, c) = (Launch::elements(n), area as i32, c as i32);
                     launch::dropout_channels_fwd_f32(
-                        cuda, l, y, x, &w, n as i32, hw, c, scale, t, lo, hi, stream, round,
+                        cuda, l, y, x, words, n as i32, area, c, scale, limit, lo, hi, s, a,
                     )?;
                 }
             }
@@ -79,103 +94,205 @@ fn mask(x: &Tensor, p: f32, rng: Rng, clock: &Clock, unit: Unit) -> Result<Tenso
 }
 
 mod cpu {
-    use super::{Real, Rng, threads};
+    use super::{Real, Rng};
+    use crate::device::cpu as threads;
 
-    /// y, x (n)
-    pub fn elements<T: Real>(y: &mut [T], x: &[T], below: u32, scale: f32, rng: Rng) {
+    /// y[e] = x[e] · scale where word e is at least `limit`, else 0.
+    pub fn elements<T: Real>(y: &mut [T], x: &[T], limit: u32, scale: f32, rng: Rng) {
+        // Whole Philox blocks of four to a task.
         threads::chunks(y, 4, |at, y| {
-            for (i, (y, x)) in y.chunks_mut(4).zip(x[at..].chunks(4)).enumerate() {
-                let words = rng.block((at / 4 + i) as u32);
+            for (b, (y, x)) in y.chunks_mut(4).zip(x[at..].chunks(4)).enumerate() {
+                let words = rng.block((at / 4 + b) as u32);
                 for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
-                    *y = if word >= below { T::of(x.f64() * f64::from(scale)) } else { T::default() };
+                    // Rounded once, as the device rounds it.
+                    *y = if word >= limit { T::of(x.f64() * f64::from(scale)) } else { T::default() };
                 }
             }
         });
     }
 
-    /// y, x (n, hw, c)
-    pub fn channels<T: Real>(y: &mut [T], x: &[T], hw: usize, c: usize, below: u32, scale: f32, rng: Rng) {
-        let image = (hw * c).max(1);
+    /// The same with word n·C + c for all of a channel.   y, x: (N, area, C)
+    pub fn channels<T: Real>(y: &mut [T], x: &[T], [area, c]: [usize; 2], limit: u32, scale: f32, rng: Rng) {
+        images(y, x, [area, c], limit, rng, |y, x, keep| {
+            for ((y, x), keep) in y.iter_mut().zip(x).zip(keep.iter().cycle()) {
+                *y = if *keep { T::of(x.f64() * f64::from(scale)) } else { T::default() };
+            }
+        });
+    }
+
+    /// `f(image of y, image of x, which of its C channels to keep)` for every image.
+    pub fn images<T: Real>(
+        y: &mut [T],
+        x: &[T],
+        [area, c]: [usize; 2],
+        limit: u32,
+        rng: Rng,
+        f: impl Fn(&mut [T], &[T], &[bool]) + Sync,
+    ) {
+        let image = (area * c).max(1);
         threads::chunks(y, image, |at, y| {
-            let mut factor = vec![T::default(); c];
-            for (i, (y, x)) in y.chunks_exact_mut(image).zip(x[at..].chunks_exact(image)).enumerate() {
-                let first = ((at / image + i) * c) as u64;
-                for (ch, f) in factor.iter_mut().enumerate() {
-                    *f = T::of(if rng.u32(first + ch as u64) >= below { f64::from(scale) } else { 0.0 });
-                }
-                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    for ((y, x), f) in y.iter_mut().zip(x).zip(&factor) {
-                        *y = if f.f64() == 0.0 { T::default() } else { T::of(x.f64() * f.f64()) };
-                    }
-                }
+            let mut keep = vec![false; c];
+            for (n, (y, x)) in (at / image..).zip(y.chunks_exact_mut(image).zip(x[at..].chunks_exact(image))) {
+                draw(&mut keep, (n * c) as u64, limit, rng);
+                f(y, x, &keep);
             }
         });
     }
+
+    /// keep[i] = word (first + i) is at least `limit`; each Philox block is computed once.
+    fn draw(keep: &mut [bool], first: u64, limit: u32, rng: Rng) {
+        let mut words = rng.block((first / 4) as u32);
+        for (e, keep) in (first..).zip(keep) {
+            if e % 4 == 0 {
+                words = rng.block((e / 4) as u32);
+            }
+            *keep = words[(e % 4) as usize] >= limit;
+        }
+    }
 }
 
-fn still(x: &Tensor) -> Result<Rc<Clock>> {
-    Ok(Rc::new(Clock::new(x.device())?))
+mod fast {
+    use super::{Rng, cpu};
+
+    /// Factors side by side: enough for any vector's width.
+    const WIDE: usize = 256;
+
+    /// As `cpu::channels`, without a branch, several pixels at a time.
+    pub fn channels(y: &mut [f32], x: &[f32], [area, c]: [usize; 2], limit: u32, scale: f32, rng: Rng) {
+        let wide = (WIDE / c.max(1)).max(1) * c;
+        cpu::images(y, x, [area, c], limit, rng, |y, x, keep| {
+            let mut factors = [0.0f32; WIDE];
+            if wide > WIDE {
+                let factors: Vec<f32> = keep.iter().map(|k| if *k { scale } else { 0.0 }).collect();
+                return image(y, x, &factors);
+            }
+            for (f, k) in factors[..wide].iter_mut().zip(keep.iter().cycle()) {
+                *f = if *k { scale } else { 0.0 };
+            }
+            image(y, x, &factors[..wide]);
+        });
+    }
+
+    crate::simd! {
+        /// y = x · factor, but 0 where the factor is, also for a NaN.   y, x: (area, C), factors: whole pixels
+        fn image(y: &mut [f32], x: &[f32], factors: &[f32]) {
+            for (y, x) in y.chunks_mut(factors.len()).zip(x.chunks(factors.len())) {
+                for ((y, x), f) in y.iter_mut().zip(x).zip(factors) {
+                    *y = if *f != 0.0 { x * f } else { 0.0 };
+                }
+            }
+        }
+    }
 }
 
-/// Shapes every suite runs these operations on. The stream is (seed 5, dropout, round 2, step 0), lane 1.
-pub const CASES: &[Case] = &[
-    Case {
-        name: "dropout/7x33",
-        inputs: &[Arg::Diff(&[7, 33], -2.0, 2.0)],
-        run: |x| dropout(&x[0], 0.3, Rng::new(5).at(crate::rng::Purpose::Dropout, 2, 0).lane(1), &still(&x[0])?),
-        sum: 1,
-        flops: 231,
-        bytes: 2 * 231 * 4,
-    },
-    Case {
-        name: "dropout_channels/3x4x2x5",
-        inputs: &[Arg::Diff(&[3, 4, 2, 5], -2.0, 2.0)],
-        run: |x| {
-            dropout_channels(&x[0], 0.5, Rng::new(5).at(crate::rng::Purpose::Dropout, 2, 0).lane(1), &still(&x[0])?)
-        },
-        sum: 1,
-        flops: 120,
-        bytes: 2 * 120 * 4,
-    },
+fn stream() -> Rng {
+    Rng::new(11).at(Purpose::Dropout, 2, 0).lane(1)
+}
+
+fn on_a_clock(x: &Tensor, f: impl Fn(&Rc<Clock>) -> Result<Tensor>) -> Result<Tensor> {
+    let clock = Rc::new(Clock::new(x.device())?);
+    clock.start(7, 1, 0.1)?;
+    f(&clock)
+}
+
+macro_rules! case {
+    ($name:literal, [$($d:literal),*], $f:ident, $p:literal) => {
+        Case {
+            name: $name,
+            inputs: &[Arg::Diff(&[$($d),*], -2.0, 2.0)],
+            run: |x| on_a_clock(&x[0], |clock| $f(&x[0], $p, stream(), clock)),
+            sum: 1,
+            flops: 1 $(* $d)*,
+            bytes: 8 $(* $d)*,
+        }
+    };
+}
+
+/// Shapes every suite runs these operations on.
+pub(super) const CASES: &[Case] = &[
+    case!("dropout/1", [1], dropout, 0.5),
+    case!("dropout/7x33", [7, 33], dropout, 0.5),
+    case!("dropout/31", [31], dropout, 0.25),
+    case!("dropout/5x7/none", [5, 7], dropout, 0.0),
+    case!("dropout/5x7/all", [5, 7], dropout, 1.0),
+    case!("dropout/0x50", [0, 50], dropout, 0.5),
+    case!("dropout_channels/3x2x2x10", [3, 2, 2, 10], dropout_channels, 0.5),
+    case!("dropout_channels/2x3x1x33", [2, 3, 1, 33], dropout_channels, 0.3),
+    case!("dropout_channels/0x8x8x20", [0, 8, 8, 20], dropout_channels, 0.5),
+];
+
+/// Real sizes, too large for a gradient check: device agreement and benchmarks.
+pub(super) const LARGE: &[Case] = &[
+    case!("dropout/128x50", [128, 50], dropout, 0.5),
+    case!("dropout/70001", [70001], dropout, 0.5),
+    case!("dropout_channels/128x8x8x20", [128, 8, 8, 20], dropout_channels, 0.5),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Purpose;
 
     fn ones(shape: &[usize]) -> Tensor {
-        let n = shape.iter().product();
-        Tensor::new(&Device::Cpu, shape, &vec![1.0f32; n]).unwrap()
+        Tensor::new(&Device::Cpu, shape, &vec![1.0f32; shape.iter().product()]).unwrap()
     }
 
     #[test]
-    fn masks_are_the_addressed_words_and_the_rate_is_right() {
+    fn the_mask_is_the_stream_at_the_step_of_the_clock() {
         let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
-        clock.start(11, 0, 0.1).unwrap();
-        let rng = Rng::new(3).at(Purpose::Dropout, 1, 0).lane(4);
-        let y = dropout(&ones(&[50_001]), 0.3, rng, &clock).unwrap().to_vec::<f32>().unwrap();
-        let kept = y.iter().filter(|v| **v != 0.0).count() as f64;
-        let sigma = (50_001.0f64 * 0.3 * 0.7).sqrt();
-        assert!((kept - 50_001.0 * 0.7).abs() < 5.0 * sigma, "{kept}");
-        for (e, v) in y.iter().enumerate() {
-            let keep = rng.with_b(11).u32(e as u64) >= threshold(0.3);
-            assert_eq!(*v, if keep { 1.0 / 0.7 } else { 0.0 });
+        clock.start(40, 3, 0.1).unwrap();
+        for n in [1, 3, 4, 5, 50_001] {
+            let x = ones(&[n]).tracked();
+            let y = dropout(&x, 0.3, stream(), &clock).unwrap();
+            // The mask of the backward pass is that of the forward pass, wherever the clock is by then.
+            clock.advance(1).unwrap();
+            let dx = y.grad_from(&ones(&[n]), &[&x]).unwrap();
+            let r = stream().with_b(clock.host(Word::Step).unwrap() - 1);
+            let want: Vec<f32> =
+                (0..n as u64).map(|e| if r.u32(e) >= threshold(0.3) { 1.0 / (1.0 - 0.3) } else { 0.0 }).collect();
+            assert_eq!(y.to_vec::<f32>().unwrap(), want);
+            assert_eq!(dx.of(&x).unwrap().to_vec::<f32>().unwrap(), want);
         }
-        let y = dropout_channels(&ones(&[4, 3, 3, 7]), 0.5, rng, &clock).unwrap().to_vec::<f32>().unwrap();
-        for (e, v) in y.iter().enumerate() {
-            let keep = rng.with_b(11).u32((e / 63 * 7 + e % 7) as u64) >= threshold(0.5);
-            assert_eq!(*v, if keep { 2.0 } else { 0.0 });
+        let (h, w, c) = (8, 8, 22);
+        let y = dropout_channels(&ones(&[40, h, w, c]), 0.5, stream(), &clock).unwrap().to_vec::<f32>().unwrap();
+        let r = stream().with_b(clock.host(Word::Step).unwrap());
+        for (i, y) in y.iter().enumerate() {
+            let e = i / (h * w * c) * c + i % c;
+            assert_eq!(*y, if r.u32(e as u64) >= 0x8000_0000 { 2.0 } else { 0.0 }, "{i}");
         }
     }
 
     #[test]
-    fn the_ends_of_the_range() {
+    fn fast_and_plain_agree_to_the_bit() {
+        for (n, area, c) in [(1, 1, 1), (3, 64, 20), (2, 5, 255), (2, 3, 300), (40, 64, 10), (0, 4, 3)] {
+            let mut x: Vec<f32> = (0..(n * area * c) as u64).map(|e| stream().uniform(e) - 0.5).collect();
+            x.iter_mut().step_by(17).for_each(|v| *v = f32::NAN);
+            let (mut y, mut z) = (vec![7.0f32; x.len()], vec![9.0f32; x.len()]);
+            cpu::channels(&mut y, &x, [area, c], threshold(0.4), 1.0 / 0.6, stream());
+            fast::channels(&mut z, &x, [area, c], threshold(0.4), 1.0 / 0.6, stream());
+            assert!(y.iter().zip(&z).all(|(y, z)| y.to_bits() == z.to_bits()), "{n}x{area}x{c}");
+        }
+    }
+
+    #[test]
+    fn the_drop_rate_is_p() {
         let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
-        let rng = Rng::new(3).at(Purpose::Dropout, 1, 0);
-        let all = |p| dropout(&ones(&[100]), p, rng, &clock).map(|y| y.to_vec::<f32>().unwrap());
-        assert!(all(0.0).unwrap().iter().all(|v| *v == 1.0));
-        assert!(all(1.0).unwrap().iter().all(|v| *v == 0.0));
-        assert!(all(1.5).is_err() && all(f32::NAN).is_err());
+        for p in [0.1f32, 0.5, 0.9] {
+            let n = 200_000;
+            let y = dropout(&ones(&[n]), p, stream(), &clock).unwrap().to_vec::<f32>().unwrap();
+            let dropped = y.iter().filter(|v| **v == 0.0).count() as f64;
+            let (mean, sd) = (n as f64 * f64::from(p), (n as f64 * f64::from(p) * (1.0 - f64::from(p))).sqrt());
+            assert!((dropped - mean).abs() < 5.0 * sd, "p = {p}: {dropped} of {n}");
+        }
+    }
+
+    #[test]
+    fn probabilities_are_checked_and_dropped_nans_are_gone() {
+        let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
+        for p in [-0.1, 1.1, f32::NAN] {
+            assert!(dropout(&ones(&[4]), p, stream(), &clock).is_err(), "{p}");
+        }
+        let x = Tensor::new(&Device::Cpu, [2], &[f32::NAN; 2]).unwrap();
+        assert_eq!(dropout(&x, 1.0, stream(), &clock).unwrap().to_vec::<f32>().unwrap(), [0.0; 2]);
+        assert!(dropout(&x, 0.0, stream(), &clock).unwrap().to_vec::<f32>().unwrap()[0].is_nan());
     }
 }

@@ -181,7 +181,7 @@ mod cpu {
 }
 
 /// Shapes every suite runs these operations on.
-pub const CASES: &[Case] = &[
+pub(super) const CASES: &[Case] = &[
     Case {
         name: "add/3x37",
         inputs: &[Arg::Diff(&[3, 37], -2.0, 2.0), Arg::Diff(&[3, 37], -2.0, 2.0)],

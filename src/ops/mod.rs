@@ -17,7 +17,7 @@ mod rows;
 mod softmax;
 mod topk;
 
-pub use augment::{View, gather_images, gather_labels};
+pub use augment::{View, gather_images};
 pub use conv2d::{Conv, conv2d, conv2d_dgrad};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
@@ -26,7 +26,7 @@ pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
 pub use optim::{copy_into, sgd_step};
 pub use pool::{Pool, max_pool2d};
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
-pub use rows::gather_rows;
+pub use rows::{gather_labels, gather_rows};
 pub use softmax::{
     argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
 };
@@ -134,7 +134,8 @@ pub fn cases() -> Vec<&'static Case> {
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 5] = [reduce::LARGE, matmul::LARGE, conv2d::LARGE, pool::LARGE, softmax::LARGE];
+    let families: [&'static [Case]; 7] =
+        [reduce::LARGE, matmul::LARGE, conv2d::LARGE, pool::LARGE, softmax::LARGE, dropout::LARGE, rows::LARGE];
     families.into_iter().flatten().collect()
 }
 

@@ -29,6 +29,9 @@ pub type NameOf<'a> = &'a dyn Fn(&str) -> String;
 /// The id of the reference that API and cost are relative to.
 pub const REFERENCE: &str = "random";
 
+/// Characters in a line on the terminal: thirteen budgets and the longest name fit.
+const WIDTH: usize = 110;
+
 /// One method's results.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -106,7 +109,7 @@ pub fn write_all(dir: &Path, name_of: NameOf) -> Result<Summary> {
     for (name, text) in files {
         written.push(write(dir, name, &text)?);
     }
-    Ok(Summary { text: results.text(100), notes: results.notes.clone(), files: written, results })
+    Ok(Summary { text: results.text(WIDTH), notes: results.notes.clone(), files: written, results })
 }
 
 /// Write `index.html` over the data sets that have a report in `dir` (`runs/<preset>-<profile>`).
@@ -269,23 +272,32 @@ impl Results {
         table
     }
 
-    /// The table and what a reader must know about it, `width` characters wide.
+    /// The table and what a reader must know about it, `width` characters wide. What does not fit continues below,
+    /// accuracies first.
     pub fn text(&self, width: usize) -> String {
         let notes: String = self.notes.iter().map(|n| format!("note: {n}\n")).collect();
-        format!("{}\n\n{}\n{notes}", self.caption(), self.table().plain(width))
+        let whole = self.table();
+        let table = if whole.plain(usize::MAX).lines().all(|l| l.chars().count() <= width) {
+            whole.plain(width)
+        } else {
+            let (left, right) = whole.split(1 + self.targets.len());
+            format!("{}\n{}", left.plain(width), right.plain(width))
+        };
+        format!("{}\n\n{table}\n{notes}", self.caption())
     }
 
     /// What the numbers are, in one paragraph.
     pub fn caption(&self) -> String {
         let seeds = self.rows.iter().map(|r| r.seeds.len()).max().unwrap_or(0);
         format!(
-            "{}, preset {}, profile {}, {seeds} {}: {} in %, by labelled share of the {} pool images.",
+            "{}, preset {}, profile {}, {seeds} {}. Columns: labelled share of the {} images in the pool. In them, in %: \
+             {}.",
             self.dataset,
             self.preset,
             self.profile,
             if seeds == 1 { "seed" } else { "seeds" },
-            self.rule.words(),
-            self.pool
+            self.pool,
+            self.rule.words()
         )
     }
 

@@ -63,6 +63,18 @@ impl Table {
         blocks.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 
+    /// The columns before `at`, and the first column with those from `at` on.
+    pub fn split(&self, at: usize) -> (Table, Table) {
+        let at = at.clamp(1, self.head.len().max(1));
+        let left = |r: &Vec<String>| r.iter().take(at).cloned().collect();
+        let right = |r: &Vec<String>| r.iter().take(1).chain(r.iter().skip(at)).cloned().collect();
+        let both = |f: &dyn Fn(&Vec<String>) -> Vec<String>| Table {
+            head: f(&self.head),
+            rows: self.rows.iter().map(f).collect(),
+        };
+        (both(&left), both(&right))
+    }
+
     /// As CSV with quotes where they are needed.
     pub fn csv(&self) -> String {
         let cell = |c: &String| match c.contains([',', '"', '\n']) {

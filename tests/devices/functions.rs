@@ -1,0 +1,128 @@
+//! Operations without a gradient: what the cases do not reach.
+
+use std::rc::Rc;
+
+use dalcore::clock::Clock;
+use dalcore::data::Flip;
+use dalcore::device::Device;
+use dalcore::ops::{self, View};
+use dalcore::rng::{Purpose, Rng};
+use dalcore::tensor::{Buf, Tensor};
+
+use crate::common::{assert_close, cuda};
+
+fn noise(n: usize, lane: u32) -> Vec<f32> {
+    let r = Rng::new(11).lane(lane);
+    (0..n as u64).map(|e| 4.0 * r.uniform(e) - 2.0).collect()
+}
+
+fn f64s(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|x| f64::from(*x)).collect()
+}
+
+pub fn all() {
+    let Some(s) = cuda(1) else { return };
+    let devices = [Device::Cpu, s.device.clone()];
+    images(&devices);
+    scores(&devices);
+    optimizer(&devices);
+    training_masks(&devices);
+}
+
+/// Gather, crop, flip, normalise; labels; bit-equal but for the one multiply-add.
+fn images(devices: &[Device; 2]) {
+    let px: Vec<u8> = (0..9 * 7 * 6 * 3).map(|i| (i * 37 % 256) as u8).collect();
+    let labels: Vec<u32> = (0..9).map(|i| i * i).collect();
+    let order = [3u32, 8, 0, 5, 5, 1, 7];
+    let run = |d: &Device| {
+        let clock = Clock::new(d).unwrap();
+        clock.start(4, 2, 0.1).unwrap();
+        clock.advance(2).unwrap();
+        let pixels = Tensor::new(d, [9, 7, 6, 3], &px).unwrap();
+        let order = Tensor::new(d, [7], &order).unwrap();
+        let view = View::train(d, &[0.5, 0.4, 0.3], &[0.2, 0.3, 0.25], 2, Flip::Half, Rng::new(9), 5).unwrap();
+        let x = ops::gather_images(&pixels, &order, &clock, 5, &view).unwrap().to_vec::<f32>().unwrap();
+        let l = Buf::from_host(d, &labels).unwrap();
+        (x, ops::gather_labels(&l, &order, &clock, 5).unwrap().to_vec::<u32>().unwrap())
+    };
+    let ((x, l), (want_x, want_l)) = (run(&devices[1]), run(&devices[0]));
+    assert_eq!(x, want_x);
+    assert_eq!(l, want_l);
+    assert_eq!(l, [0, 25, 25, 1, 49]);
+}
+
+/// Arg-max, maxima, least confidence, counting of correct rows, writing a loss.
+fn scores(devices: &[Device; 2]) {
+    for (n, c) in [(1, 1), (7, 10), (33, 31), (5, 200)] {
+        let mut x = noise(n * c, 1);
+        if c > 3 {
+            x[2] = x[1]; // a tie
+        }
+        let labels: Vec<u32> = (0..n as u32).map(|i| i % c as u32).collect();
+        let run = |d: &Device| {
+            let t = Tensor::new(d, [n, c], &x).unwrap();
+            let labels = Tensor::new(d, [n], &labels).unwrap();
+            let mut count: Buf<u32> = Buf::zeros(d, 1).unwrap();
+            ops::count_correct(&mut count, &t, &labels).unwrap();
+            ops::count_correct(&mut count, &t, &labels).unwrap();
+            let clock = Clock::new(d).unwrap();
+            clock.advance(1).unwrap();
+            let mut losses: Buf<f32> = Buf::zeros(d, 3).unwrap();
+            ops::write_loss(&mut losses, &ops::cross_entropy(&t, &labels).unwrap(), &clock).unwrap();
+            (
+                ops::argmax_rows(&t).unwrap().to_vec::<u32>().unwrap(),
+                count.to_host().unwrap(),
+                ops::max_cols(&t).unwrap().to_vec::<f32>().unwrap(),
+                ops::least_confidence(&t).unwrap().to_f64().unwrap(),
+                f64s(&losses.to_host().unwrap()),
+            )
+        };
+        let (got, want) = (run(&devices[1]), run(&devices[0]));
+        assert_eq!((got.0, got.1, got.2), (want.0, want.1, want.2));
+        // exp and log are good to a few units in the last place, over sums of c terms.
+        let tolerance = (c as f64 + 8.0) * 2f64.powi(-22);
+        assert_close("least confidence", &got.3, &want.3, |w| tolerance * w.abs().max(1.0));
+        assert_close("losses", &got.4, &want.4, |w| tolerance * w.abs().max(1.0));
+        assert!(got.4[0] == 0.0 && got.4[1] > 0.0 || c == 1);
+    }
+}
+
+fn optimizer(devices: &[Device; 2]) {
+    let n = 1000;
+    let run = |d: &Device| {
+        let clock = Clock::new(d).unwrap();
+        clock.start(0, 0, 0.05).unwrap();
+        let mut w = Buf::from_host(d, &noise(n, 2)).unwrap();
+        let mut v = Buf::from_host(d, &noise(n, 3)).unwrap();
+        let g = Buf::from_host(d, &noise(n, 4)).unwrap();
+        for _ in 0..2 {
+            ops::sgd_step(&mut w, &mut v, &g, &clock, d, 0.9, 5e-4, 0.7).unwrap();
+        }
+        let mut whole: Buf<f32> = Buf::zeros(d, n + 3).unwrap();
+        ops::copy_into(&mut whole, 3, &w, d).unwrap();
+        (f64s(&whole.to_host().unwrap()), f64s(&v.to_host().unwrap()))
+    };
+    let (got, want) = (run(&devices[1]), run(&devices[0]));
+    // nvcc may fuse a product and a sum: three roundings of numbers up to 8.
+    let tolerance = |_: f64| 3.0 * 8.0 * 2f64.powi(-24);
+    assert_close("weights", &got.0, &want.0, tolerance);
+    assert_close("velocities", &got.1, &want.1, tolerance);
+}
+
+/// Masks follow the device's own clock, bit for bit, and dropping everything gives zeros.
+fn training_masks(devices: &[Device; 2]) {
+    let run = |d: &Device| {
+        let clock = Rc::new(Clock::new(d).unwrap());
+        clock.start(6, 0, 0.1).unwrap();
+        clock.advance(1).unwrap();
+        let x = Tensor::new(d, [2, 3, 3, 7], &noise(126, 5)).unwrap();
+        let rng = Rng::new(8).at(Purpose::Dropout, 3, 0).lane(2);
+        [
+            ops::dropout(&x, 0.3, rng, &clock),
+            ops::dropout_channels(&x, 0.5, rng, &clock),
+            ops::dropout(&x, 1.0, rng, &clock),
+        ]
+        .map(|t| t.unwrap().to_vec::<f32>().unwrap())
+    };
+    assert_eq!(run(&devices[1]), run(&devices[0]));
+}

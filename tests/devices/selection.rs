@@ -1,0 +1,86 @@
+//! Selection on the device: identical picks on integer-valued inputs, worked examples, ties, remainders.
+
+use dalcore::device::Device;
+use dalcore::ops;
+use dalcore::rng::Rng;
+use dalcore::select::kcenter;
+use dalcore::tensor::Tensor;
+
+use crate::common::{assert_close, cuda, cuda_with};
+
+/// Whole numbers in 0..m: every sum is exact, so devices must agree to the id.
+fn whole(n: usize, m: u32, lane: u32) -> Vec<f32> {
+    let r = Rng::new(21).lane(lane);
+    (0..n as u64).map(|e| ((u64::from(r.u32(e)) * u64::from(m)) >> 32) as f32).collect()
+}
+
+pub fn all() {
+    {
+        let Some(s) = cuda(2) else { return };
+        worked_example(&s.device);
+        top_k(&s.device);
+        distances(&s.device);
+        centres(&s.device);
+    }
+    drop(cuda_with(0, None));
+}
+
+/// METHODS 6.8: labelled (0, 0); picks c, d, e, a at 6, 4, 1.414214, 1.
+fn worked_example(d: &Device) {
+    let x = Tensor::new(d, [6, 2], &[0.0f32, 0., 1., 0., 5., 0., 6., 0., 0., 4., 5., 1.]).unwrap();
+    let picks = kcenter(&x, &[0], &[1, 2, 3, 4, 5], 4).unwrap();
+    assert_eq!(picks.ids, [3, 4, 5, 1]);
+    for (r, w) in picks.radius.iter().zip([6.0, 4.0, 2f32.sqrt(), 1.0]) {
+        assert!((r - w).abs() < 1e-6);
+    }
+}
+
+fn top_k(d: &Device) {
+    for (n, m) in [(1, 5), (255, 9), (256, 1000), (257, 3), (3000, 40)] {
+        let scores = whole(n, m, n as u32);
+        for k in [0, 1, n / 3, n] {
+            let run =
+                |d: &Device| ops::top_k(&Tensor::new(d, [n], &scores).unwrap(), k).unwrap().to_vec::<u32>().unwrap();
+            let mut want: Vec<u32> = (0..n as u32).collect();
+            want.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+            want.truncate(k);
+            assert_eq!(run(d), want, "top {k} of {n}");
+            assert_eq!(run(&Device::Cpu), want, "top {k} of {n} on the CPU");
+        }
+        let values = Tensor::new(d, [n], &scores).unwrap();
+        let best = (0..n).max_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(b.cmp(a))).unwrap();
+        assert_eq!(ops::argmax(&values).unwrap(), best as u32);
+    }
+    let e = ops::top_k(&Tensor::new(d, [3], &[1.0f32, f32::NAN, 2.0]).unwrap(), 1).unwrap_err().to_string();
+    assert!(e.contains('1') && e.contains("NaN"), "{e}");
+}
+
+fn distances(d: &Device) {
+    for (n, m, w) in [(1, 1, 1), (65, 63, 3), (130, 70, 17)] {
+        let (x, c) = (whole(n * w, 7, 1), whole(m * w, 7, 2));
+        let run = |d: &Device| {
+            let (x, c) = (Tensor::new(d, [n, w], &x).unwrap(), Tensor::new(d, [m, w], &c).unwrap());
+            let mut best = Tensor::new(d, [n], &vec![1000.0f32; n]).unwrap();
+            ops::nearest_update(&mut best, &x, &c).unwrap();
+            (best.to_vec::<f32>().unwrap(), ops::pairwise_sq(&x, &c).unwrap().to_vec::<f32>().unwrap())
+        };
+        assert_eq!(run(d), run(&Device::Cpu), "{n} x {m} x {w}");
+    }
+}
+
+fn centres(d: &Device) {
+    for (n, w, l, k) in [(40, 2, 1, 39), (300, 3, 20, 50), (130, 50, 7, 30), (60, 5, 0, 10)] {
+        let x = whole(n * w, 5, w as u32);
+        let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| (*i as usize) < l);
+        let run = |d: &Device| kcenter(&Tensor::new(d, [n, w], &x).unwrap(), &labelled, &rest, k).unwrap();
+        let (got, want) = (run(d), run(&Device::Cpu));
+        assert_eq!(got.ids, want.ids, "{n} x {w}, {l} labelled, {k} picks");
+        let f = |v: &[f32]| v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        assert_close("radii", &f(&got.radius), &f(&want.radius), |w| 1e-6 * w);
+    }
+    let mut x = vec![0.0f32; 20];
+    x[13] = f32::NAN;
+    let x = Tensor::new(d, [10, 2], &x).unwrap();
+    let e = kcenter(&x, &[0], &[1, 2, 6], 1).unwrap_err().to_string();
+    assert!(e.contains('6') && (e.contains("NaN") || e.contains("finite")), "{e}");
+}

@@ -1,0 +1,84 @@
+//! Whole training runs on the device: eager and replayed as graphs the same bytes, and the CPU's numbers.
+
+use dalcore::bench::config::{Config, Preset, Profile};
+use dalcore::data::{Dataset, PoolIdx, synthetic};
+use dalcore::device::Device;
+use dalcore::device::cuda::Replay;
+use dalcore::ops;
+use dalcore::tensor::{Buf, Tensor};
+use dalcore::train::{DeviceData, Fit, Trainer, extract};
+
+use crate::common::{assert_close, cuda, scale};
+
+fn fit(device: &Device, graphs: bool) -> (Fit, Vec<f64>) {
+    let train = synthetic::generate(3, synthetic::Split::Train, 54);
+    let labelled: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(train.labels.iter().copied()).collect();
+    let set = Dataset::new(&synthetic::SPEC, train, synthetic::generate(3, synthetic::Split::Test, 20));
+    let data = DeviceData::new(device, &set).unwrap();
+    let mut recipe = Config::base(data.spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
+    // Three full batches and a tail per epoch, flips and crops, the learning rate drops once.
+    (recipe.epochs, recipe.batch, recipe.milestones, recipe.crop_pad) = (2, 16, vec![1], 2);
+    (recipe.drop_small_tail, recipe.lr) = (false, 0.05);
+    let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 8, graphs, seed: 1, on_epoch: &|_| Ok(()) };
+    let fit = trainer.fit(2, &labelled).unwrap();
+    let ids: Vec<u32> = (0..20).rev().collect();
+    let view = trainer.plain_view().unwrap();
+    let logits = extract(&fit.model, &data.train, &ids, &view, 7).unwrap().logits.to_f64().unwrap();
+    (fit, logits)
+}
+
+fn weights(f: &Fit) -> Vec<f64> {
+    f.model.params.to_host().unwrap().into_iter().flat_map(|(_, _, v)| v).map(f64::from).collect()
+}
+
+pub fn lenet() {
+    let (host, host_logits) = fit(&Device::Cpu, true);
+    let (eager, replayed) = {
+        let Some(s) = cuda(0) else { return };
+        (fit(&s.device, false), fit(&s.device, true))
+    };
+    assert_eq!(weights(&eager.0), weights(&replayed.0), "replaying a graph changes the bytes");
+    assert_eq!(eager.1, replayed.1);
+    assert_eq!((&eager.0.loss, &eager.0.correct), (&replayed.0.loss, &replayed.0.correct));
+    // Eight steps. One step's gradients differ by the rounding of sums of up to 16·576 terms; momentum adds up a
+    // few steps of lr 0.05 of it: 9216 · 2^-24 · 0.05 · 8 is 2e-4 of a gradient's size.
+    let want = weights(&host);
+    assert_close("weights after eight steps", &weights(&eager.0), &want, |_| 2e-4 * scale(&want));
+    assert_close("logits", &eager.1, &host_logits, |_| 1e-3 * scale(&host_logits));
+    assert_close("losses", &eager.0.loss, &host.loss, |w| 1e-4 * w);
+}
+
+/// A small step replayed eight times; and a step that allocates more than its first run is refused.
+pub fn graphs() {
+    let Some(s) = cuda(0) else { return };
+    let run = |graphs: bool| {
+        let x = Tensor::new(&s.device, [300], &[0.5f32; 300]).unwrap();
+        let mut sum: Buf<f32> = Buf::zeros(&s.device, 300).unwrap();
+        let mut replay = Replay::new(graphs);
+        for _ in 0..8 {
+            replay
+                .run(&s.device, || {
+                    let old = Tensor::from_buf(&s.device, [300], sum.clone())?;
+                    let new = ops::relu(&ops::add(&ops::scale(&old, 0.5)?, &x)?)?;
+                    ops::copy_into(&mut sum, 0, new.buf("graphs")?, &s.device)
+                })
+                .unwrap();
+        }
+        sum.to_host().unwrap()
+    };
+    let eager = run(false);
+    assert_eq!(eager, run(true));
+    assert!((eager[7] - (1.0 - 0.5f32.powi(8))).abs() < 1e-6);
+
+    let mut replay = Replay::new(true);
+    let mut sizes = [64usize, 1 << 20].into_iter();
+    let mut step = || {
+        let n = sizes.next().unwrap();
+        replay.run(&s.device, || Tensor::zeros(&s.device, [n], dalcore::tensor::Dtype::F32).map(drop))
+    };
+    step().unwrap();
+    let e = step().unwrap_err().to_string();
+    assert!(e.contains("capture") && e.contains("first, eager run"), "{e}");
+    // The stream is usable again.
+    assert_eq!(Tensor::new(&s.device, [1], &[7.0f32]).unwrap().to_vec::<f32>().unwrap(), [7.0]);
+}
