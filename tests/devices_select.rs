@@ -166,7 +166,8 @@ fn picks_are_the_same() {
             let want = kcenter(&x, &labelled, &rest, k).unwrap();
             assert_eq!(kcenter(&on_device, &labelled, &rest, k).unwrap(), want, "{n}x{d}, {levels} levels, k {k}");
         }
-        let r = (coverage_radius(&on_device, &labelled, &rest).unwrap(), coverage_radius(&x, &labelled, &rest).unwrap());
+        let r =
+            (coverage_radius(&on_device, &labelled, &rest).unwrap(), coverage_radius(&x, &labelled, &rest).unwrap());
         assert_eq!(r.0.to_bits(), r.1.to_bits());
     }
 }
