@@ -161,6 +161,9 @@ pub(crate) mod fast {
     /// Floats of centres that stay in the first-level cache while the tiles of a block pass by.
     const CENTRES: usize = 4096;
 
+    /// Features between two looks at whether a distance can still be the smallest.
+    const SPAN: usize = 32;
+
     /// Centres of a panel: what is multiplied with a tile at a time.
     pub const PANEL: usize = 8;
 
@@ -209,12 +212,23 @@ pub(crate) mod fast {
             for panel in panels.chunks_exact(tile.len()) {
                 for part in 0..PANEL / C {
                     let mut acc = [[0.0f32; ROWS]; C];
-                    for (x, y) in tile.iter().zip(panel) {
-                        for i in 0..C {
-                            for r in 0..ROWS {
-                                let t = x[r] - y[part * C + i];
-                                acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
+                    for (tile, panel) in tile.chunks(SPAN).zip(panel.chunks(SPAN)) {
+                        for (x, y) in tile.iter().zip(panel) {
+                            for i in 0..C {
+                                for r in 0..ROWS {
+                                    let t = x[r] - y[part * C + i];
+                                    acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
+                                }
                             }
+                        }
+                        let mut open = 0u32;
+                        for a in &acc {
+                            for r in 0..ROWS {
+                                open |= u32::from(a[r] < best[r]);
+                            }
+                        }
+                        if open == 0 {
+                            break;
                         }
                     }
                     for a in &acc {
@@ -230,44 +244,53 @@ pub(crate) mod fast {
 
     simd! {
         /// low = min(low, distance to one centre) for tiles that lie one behind the other; four at a time, so that
-        /// eight sums hide the latency of one.
+        /// four sums hide the latency of one.
         fn tiles_to_one(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
             let d = centre.len();
-            let mut groups = low.chunks_exact_mut(4 * ROWS);
-            let mut at = 0;
-            for low in &mut groups {
-                let t: [&[Lane]; 4] = std::array::from_fn(|i| &tiles[at + i * d..at + (i + 1) * d]);
-                at += 4 * d;
-                let mut acc = [[0.0f32; ROWS]; 4];
-                for k in 0..d {
-                    let y = centre[k];
-                    for i in 0..4 {
-                        let x = &t[i][k];
-                        for r in 0..ROWS {
-                            let t = x[r] - y;
-                            acc[i][r] = mul_add::<FMA>(t, t, acc[i][r]);
-                        }
-                    }
+            let (mut low, mut tiles) = (low, tiles);
+            while low.len() >= 4 * ROWS {
+                let (four, rest) = low.split_at_mut(4 * ROWS);
+                let (t0, t) = tiles.split_at(d);
+                let (t1, t) = t.split_at(d);
+                let (t2, t) = t.split_at(d);
+                let (t3, t) = t.split_at(d);
+                let (mut a0, mut a1, mut a2, mut a3) = ([0.0; ROWS], [0.0; ROWS], [0.0; ROWS], [0.0; ROWS]);
+                for ((((x0, x1), x2), x3), y) in t0.iter().zip(t1).zip(t2).zip(t3).zip(centre) {
+                    add_square::<FMA>(&mut a0, x0, *y);
+                    add_square::<FMA>(&mut a1, x1, *y);
+                    add_square::<FMA>(&mut a2, x2, *y);
+                    add_square::<FMA>(&mut a3, x3, *y);
                 }
-                for (low, a) in low.chunks_exact_mut(ROWS).zip(&acc) {
-                    for r in 0..ROWS {
-                        low[r] = if a[r] < low[r] { a[r] } else { low[r] };
-                    }
+                for (low, a) in four.chunks_exact_mut(ROWS).zip([&a0, &a1, &a2, &a3]) {
+                    lower(low, a);
                 }
+                (low, tiles) = (rest, t);
             }
-            for low in groups.into_remainder().chunks_exact_mut(ROWS) {
-                let mut acc = [0.0f32; ROWS];
-                for (x, y) in tiles[at..at + d].iter().zip(centre) {
-                    for r in 0..ROWS {
-                        let t = x[r] - y;
-                        acc[r] = mul_add::<FMA>(t, t, acc[r]);
-                    }
+            for low in low.chunks_exact_mut(ROWS) {
+                let (tile, rest) = tiles.split_at(d);
+                let mut acc = [0.0; ROWS];
+                for (x, y) in tile.iter().zip(centre) {
+                    add_square::<FMA>(&mut acc, x, *y);
                 }
-                at += d;
-                for r in 0..ROWS {
-                    low[r] = if acc[r] < low[r] { acc[r] } else { low[r] };
-                }
+                lower(low, &acc);
+                tiles = rest;
             }
+        }
+    }
+
+    /// One feature of the canonical distance, in every lane.
+    #[inline(always)]
+    fn add_square<const FMA: bool>(acc: &mut Lane, x: &Lane, y: f32) {
+        for r in 0..ROWS {
+            let t = x[r] - y;
+            acc[r] = mul_add::<FMA>(t, t, acc[r]);
+        }
+    }
+
+    #[inline(always)]
+    fn lower(low: &mut [f32], by: &Lane) {
+        for (low, by) in low.iter_mut().zip(by) {
+            *low = if *by < *low { *by } else { *low };
         }
     }
 
@@ -305,6 +328,25 @@ pub(crate) mod fast {
     /// low = min(low, distance to one centre); `low` holds ROWS values per tile.
     pub fn sweep(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
         tiles_to_one(low, tiles, centre);
+    }
+
+    /// of[i] = the number of the centre nearest to row(i), the lowest of equals
+    pub fn closest<'a>(of: &mut [u32], row: impl Fn(usize) -> &'a [f32] + Sync, centres: &[&[f32]], d: usize) {
+        of.par_chunks_mut(BLOCK).enumerate().for_each(|(block, of)| {
+            let mut tiles = vec![[0.0; ROWS]; of.len().div_ceil(ROWS) * d];
+            for (t, tile) in tiles.chunks_exact_mut(d).enumerate() {
+                let at = block * BLOCK + t * ROWS;
+                turn(tile, |r| row(at + r), ROWS.min(of.len() - t * ROWS));
+            }
+            let mut low = [f32::INFINITY; BLOCK];
+            for (j, c) in (0..).zip(centres) {
+                let before = low;
+                tiles_to_one(&mut low[..of.len().next_multiple_of(ROWS)], &tiles, c);
+                for ((of, low), before) in of.iter_mut().zip(&low).zip(&before) {
+                    *of = if low < before { j } else { *of };
+                }
+            }
+        });
     }
 
     /// best[i] = min(best[i], distance of row(i) to the first `count` of the centres)

@@ -185,10 +185,12 @@ mod cpu {
 
     /// Centres every candidate is compared with before the first front is drawn.
     const OPENING: usize = 256;
+    /// Centres that the others are grouped around.
+    const PIVOTS: usize = 64;
     /// Centres between two looks at whether a tile can still matter.
-    const LOOK: usize = 64;
+    const LOOK: usize = 256;
     /// Smallest front, and the first one.
-    const FRONT: usize = 1024;
+    const FRONT: usize = 512;
 
     /// A matrix on the host.
     struct Rows<'a> {
@@ -231,13 +233,13 @@ mod cpu {
 
     pub fn kcenter(x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Result<Picks> {
         let rows = Rows::new(x, &[labelled, candidates])?;
-        // Any order gives the same picks. A scattered one keeps the opening from being all of one class where the
-        // data is sorted by class.
-        let mut order: Vec<u32> = (0..labelled.len() as u32).collect();
-        order.sort_unstable_by_key(|i| i.wrapping_mul(2_654_435_769));
+        let mut centres = labelled.to_vec();
+        let mut group = vec![0; candidates.len()];
+        arrange(&rows, &mut centres, candidates, &mut group);
         let mut lazy = Lazy {
-            centres: rows.panels(order.iter().map(|i| labelled[*i as usize]), k),
+            centres: rows.panels(centres.iter().copied(), k),
             bound: vec![f32::INFINITY; candidates.len()],
+            group,
             applied: vec![0; candidates.len()],
             picks: Picks::default(),
             rows,
@@ -260,6 +262,24 @@ mod cpu {
         Ok(lazy.picks)
     }
 
+    /// Puts the labelled rows into an order that makes bounds small soon and distances end early, and gives each
+    /// candidate the group that its tile is formed by. Neither changes a pick. First come some from everywhere, also
+    /// where the data is sorted by class; then the others by the nearest pivot: a tile and a panel from different
+    /// regions have only distances too large to matter, and the sums of those are not finished.
+    fn arrange(rows: &Rows, centres: &mut [u32], candidates: &[u32], group: &mut [u32]) {
+        centres.sort_unstable_by_key(|i| (i.wrapping_mul(2_654_435_769), *i));
+        if centres.len() <= 2 * OPENING {
+            return;
+        }
+        let pivots: Vec<&[f32]> = centres[..PIVOTS].iter().map(|i| rows.of(*i)).collect();
+        let mut of = vec![0; centres.len() - OPENING];
+        fast::closest(&mut of, |i| rows.of(centres[OPENING + i]), &pivots, rows.d);
+        let mut grouped: Vec<(u32, u32)> = of.into_iter().zip(centres[OPENING..].iter().copied()).collect();
+        grouped.sort_unstable();
+        centres[OPENING..].iter_mut().zip(grouped).for_each(|(c, (_, i))| *c = i);
+        fast::closest(group, |i| rows.of(candidates[i]), &pivots, rows.d);
+    }
+
     /// Ascending keys are descending distances, then ascending positions. Not negative: bits order like numbers.
     fn key(distance: f32, at: u32) -> u64 {
         u64::from(!distance.to_bits()) << 32 | u64::from(at)
@@ -273,6 +293,8 @@ mod cpu {
         /// Of each candidate: its squared distance to the nearest of the first `applied` centres, -1 once picked.
         bound: Vec<f32>,
         applied: Vec<u32>,
+        /// Candidates of one group are near each other.
+        group: Vec<u32>,
         picks: Picks,
     }
 
@@ -330,8 +352,11 @@ mod cpu {
                 outside = *keys.select_nth_unstable(size).1;
                 keys.truncate(size);
             }
-            // Tiles of rows that lack the same centres.
-            keys.sort_unstable_by_key(|key| (self.applied[*key as u32 as usize], *key as u32));
+            // Tiles of rows that lack the same centres and are near each other.
+            keys.sort_unstable_by_key(|key| {
+                let at = *key as u32;
+                (self.applied[at as usize], self.group[at as usize], at)
+            });
             let mut front = self.front(keys, outside);
             let before = self.picks.ids.len();
             while self.picks.ids.len() < k {
@@ -454,6 +479,18 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Rows enough for several fronts, labelled ones enough to be grouped: smaller cases reach neither.
+    #[test]
+    fn lazy_equals_the_plain_loop_over_several_fronts() {
+        for (d, levels) in [(1, 0), (2, 40), (3, 6), (5, 0)] {
+            let x = points(2000, d, levels, 1);
+            let labelled: Vec<u32> = (0..2000).filter(|i| i % 3 == 0).collect();
+            let rest: Vec<u32> = (0..2000).filter(|i| i % 3 != 0).collect();
+            let want = brute(&x, &labelled, &rest, 150);
+            assert_eq!(kcenter(&x, &labelled, &rest, 150).unwrap(), want, "width {d}, {levels} levels");
         }
     }
 }
