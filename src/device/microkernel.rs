@@ -65,10 +65,10 @@ impl Panels {
         for &(at, nv) in &p.plan {
             let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
             let panel = &mut p.data[at * depth..(at + w) * depth];
-            for j in 0..valid {
-                let src = &b[(at + j) * depth..(at + j + 1) * depth];
-                for (dst, src) in panel.chunks_exact_mut(w).zip(src) {
-                    dst[j] = *src;
+            // Row of the panel by row: writes are contiguous, reads are `valid` streams.
+            for (k, dst) in panel.chunks_exact_mut(w).enumerate() {
+                for (j, dst) in dst[..valid].iter_mut().enumerate() {
+                    *dst = b[(at + j) * depth + k];
                 }
             }
         }
@@ -90,11 +90,13 @@ impl Panels {
             let b = self.panel(at, nv);
             let out = &mut y[at..];
             match nv {
-                1 => rows_panel::<6, 1>(out, ld, valid, x, bases, runs, b, &start),
-                2 => rows_panel::<6, 2>(out, ld, valid, x, bases, runs, b, &start),
+                1 => rows_panel::<6, 1, 0>(out, ld, valid, x, bases, runs, b, &start),
+                // The first layer of a network on grey images: runs this short must be unrolled.
+                2 if runs.len == 5 => rows_panel::<6, 2, 5>(out, ld, valid, x, bases, runs, b, &start),
+                2 => rows_panel::<6, 2, 0>(out, ld, valid, x, bases, runs, b, &start),
                 // Twelve sums and three columns leave one of AVX2's sixteen registers: it spills.
-                _ if level() == Level::Avx512 => rows_panel::<4, 3>(out, ld, valid, x, bases, runs, b, &start),
-                _ => rows_panel::<3, 3>(out, ld, valid, x, bases, runs, b, &start),
+                _ if level() == Level::Avx512 => rows_panel::<4, 3, 0>(out, ld, valid, x, bases, runs, b, &start),
+                _ => rows_panel::<3, 3, 0>(out, ld, valid, x, bases, runs, b, &start),
             }
         }
     }
@@ -108,26 +110,48 @@ struct Runs {
     stride: usize,
 }
 
+/// Eight floats at `i`. Plain loops and copies throughout: a closure handed to `array::from_fn` would be compiled
+/// without the instruction set of the function it is written in.
+#[inline(always)]
+fn get(b: &[f32], i: usize) -> [f32; LANES] {
+    let mut v = [0.0; LANES];
+    v.copy_from_slice(&b[i..i + LANES]);
+    v
+}
+
 simd! {
     /// One panel of the *rows* form. Rows beyond the last whole tile are computed on copies of the last row and
-    /// dropped.
-    fn rows_panel<const MR: usize, const NV: usize>(
+    /// dropped. RUN is the length of the runs when it is known at compile time, otherwise 0.
+    fn rows_panel<const MR: usize, const NV: usize, const RUN: usize>(
         y: &mut [f32], ld: usize, valid: usize, x: &[f32], bases: &[u32], runs: Runs, b: &[f32], start: &[f32; 24],
     ) {
-        let first: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| start[j * 8 + l]));
+        let mut first = [[0.0; LANES]; NV];
+        for j in 0..NV {
+            first[j] = get(start, j * LANES);
+        }
+        let len = if RUN > 0 { RUN } else { runs.len };
         for (tile, group) in bases.chunks(MR).enumerate() {
             let mut acc = [first; MR];
-            let base: [usize; MR] = std::array::from_fn(|i| group[i.min(group.len() - 1)] as usize);
+            let mut base = [0usize; MR];
+            for i in 0..MR {
+                base[i] = group[i.min(group.len() - 1)] as usize;
+            }
             for r in 0..runs.count {
-                let a: [&[f32]; MR] = std::array::from_fn(|i| &x[base[i] + r * runs.stride..][..runs.len]);
-                let b = &b[r * runs.len * NV * 8..][..runs.len * NV * 8];
-                for (k, b) in b.chunks_exact(NV * 8).enumerate() {
-                    let b: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| b[j * 8 + l]));
+                let mut a = [x; MR];
+                for i in 0..MR {
+                    a[i] = &x[base[i] + r * runs.stride..][..len];
+                }
+                let b = &b[r * len * NV * LANES..][..len * NV * LANES];
+                for (k, b) in b.chunks_exact(NV * LANES).enumerate() {
+                    let mut columns = [[0.0; LANES]; NV];
+                    for j in 0..NV {
+                        columns[j] = get(b, j * LANES);
+                    }
                     for i in 0..MR {
                         let a = a[i][k];
                         for j in 0..NV {
-                            for l in 0..8 {
-                                acc[i][j][l] = mul_add::<FMA>(a, b[j][l], acc[i][j][l]);
+                            for l in 0..LANES {
+                                acc[i][j][l] = mul_add::<FMA>(a, columns[j][l], acc[i][j][l]);
                             }
                         }
                     }
@@ -135,8 +159,8 @@ simd! {
             }
             for (i, acc) in acc.iter().enumerate().take(group.len()) {
                 let out = &mut y[(tile * MR + i) * ld..];
-                if valid == NV * 8 {
-                    out[..NV * 8].copy_from_slice(acc.as_flattened());
+                if valid == NV * LANES {
+                    out[..NV * LANES].copy_from_slice(acc.as_flattened());
                 } else {
                     out[..valid].copy_from_slice(&acc.as_flattened()[..valid]);
                 }
@@ -151,21 +175,29 @@ simd! {
     fn cols_tile<const MR: usize, const NV: usize>(
         acc: &mut [f32], skip: usize, x: &[f32], at: &[u32], row0: usize, b: &[f32],
     ) {
-        let mut sum: [[[f32; 8]; NV]; MR] =
-            std::array::from_fn(|i| std::array::from_fn(|j| std::array::from_fn(|l| acc[(i * NV + j) * 8 + l])));
-        for (p, b) in at.iter().zip(b.chunks_exact(NV * 8)) {
-            let a = &x[*p as usize + row0..][..MR];
-            let b: [[f32; 8]; NV] = std::array::from_fn(|j| std::array::from_fn(|l| b[j * 8 + l]));
+        let mut sum = [[[0.0; LANES]; NV]; MR];
+        for i in 0..MR {
+            for j in 0..NV {
+                sum[i][j] = get(acc, (i * NV + j) * LANES);
+            }
+        }
+        let x = &x[row0..];
+        for (p, b) in at.iter().zip(b.chunks_exact(NV * LANES)) {
+            let a = &x[*p as usize..][..MR];
+            let mut columns = [[0.0; LANES]; NV];
+            for j in 0..NV {
+                columns[j] = get(b, j * LANES);
+            }
             for i in 0..MR {
                 for j in 0..NV {
-                    for l in 0..8 {
-                        sum[i][j][l] = mul_add::<FMA>(a[i], b[j][l], sum[i][j][l]);
+                    for l in 0..LANES {
+                        sum[i][j][l] = mul_add::<FMA>(a[i], columns[j][l], sum[i][j][l]);
                     }
                 }
             }
         }
         for (i, sum) in sum.iter().enumerate().skip(skip) {
-            acc[i * NV * 8..][..NV * 8].copy_from_slice(sum.as_flattened());
+            acc[i * NV * LANES..][..NV * LANES].copy_from_slice(sum.as_flattened());
         }
     }
 }
