@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{Level, level, mul_add};
+use super::simd::{BASE_FMA, Level, level, mul_add};
 use crate::simd;
 
 /// Floats in the unit that panels are measured in: one 256-bit register.
@@ -75,6 +75,11 @@ impl Panels {
         p
     }
 
+    /// Columns with padding.
+    fn width(&self) -> usize {
+        self.plan.iter().map(|p| p.1 * LANES).sum()
+    }
+
     fn panel(&self, at: usize, nv: usize) -> &[f32] {
         &self.data[at * self.depth..(at + nv * LANES) * self.depth]
     }
@@ -87,16 +92,16 @@ impl Panels {
             if let Some(b) = bias {
                 start[..valid].copy_from_slice(&b[at..at + valid]);
             }
-            let b = self.panel(at, nv);
-            let out = &mut y[at..];
+            let run_over = self.plan.len() == 1;
+            let t = Rows { y: &mut y[at..], ld, valid, run_over, x, bases, runs, b: self.panel(at, nv), start };
             match nv {
-                1 => rows_panel::<6, 1, 0>(out, ld, valid, x, bases, runs, b, &start),
+                1 => rows_panel::<6, 1, 0>(t),
                 // The first layer of a network on grey images: runs this short must be unrolled.
-                2 if runs.len == 5 => rows_panel::<6, 2, 5>(out, ld, valid, x, bases, runs, b, &start),
-                2 => rows_panel::<6, 2, 0>(out, ld, valid, x, bases, runs, b, &start),
+                2 if runs.len == 5 => rows_panel::<6, 2, 5>(t),
+                2 => rows_panel::<6, 2, 0>(t),
                 // Twelve sums and three columns leave one of AVX2's sixteen registers: it spills.
-                _ if level() == Level::Avx512 => rows_panel::<4, 3, 0>(out, ld, valid, x, bases, runs, b, &start),
-                _ => rows_panel::<3, 3, 0>(out, ld, valid, x, bases, runs, b, &start),
+                _ if level() == Level::Avx512 => rows_panel::<4, 3, 0>(t),
+                _ => rows_panel::<3, 3, 0>(t),
             }
         }
     }
@@ -110,95 +115,241 @@ struct Runs {
     stride: usize,
 }
 
-/// Eight floats at `i`. Plain loops and copies throughout: a closure handed to `array::from_fn` would be compiled
-/// without the instruction set of the function it is written in.
-#[inline(always)]
-fn get(b: &[f32], i: usize) -> [f32; LANES] {
-    let mut v = [0.0; LANES];
-    v.copy_from_slice(&b[i..i + LANES]);
-    v
+/// Eight floats in a register. The arithmetic is named, not left to the vectoriser: given 24 columns it would fill
+/// one and a half of AVX-512's registers and shuffle.
+trait Lane: Copy {
+    fn load(x: &[f32; LANES]) -> Self;
+    fn splat(x: f32) -> Self;
+    /// self · b + c
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    fn store(self, to: &mut [f32; LANES]);
 }
 
-simd! {
-    /// One panel of the *rows* form. Rows beyond the last whole tile are computed on copies of the last row and
-    /// dropped. RUN is the length of the runs when it is known at compile time, otherwise 0.
-    fn rows_panel<const MR: usize, const NV: usize, const RUN: usize>(
-        y: &mut [f32], ld: usize, valid: usize, x: &[f32], bases: &[u32], runs: Runs, b: &[f32], start: &[f32; 24],
-    ) {
-        let mut first = [[0.0; LANES]; NV];
-        for j in 0..NV {
-            first[j] = get(start, j * LANES);
+/// Any processor.
+#[derive(Clone, Copy)]
+struct Plain([f32; LANES]);
+
+impl Lane for Plain {
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Plain {
+        Plain(*x)
+    }
+    #[inline(always)]
+    fn splat(x: f32) -> Plain {
+        Plain([x; LANES])
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Plain, mut c: Plain) -> Plain {
+        for l in 0..LANES {
+            c.0[l] = mul_add::<BASE_FMA>(self.0[l], b.0[l], c.0[l]);
         }
-        let len = if RUN > 0 { RUN } else { runs.len };
-        for (tile, group) in bases.chunks(MR).enumerate() {
-            let mut acc = [first; MR];
-            let mut base = [0usize; MR];
+        c
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Cols, LANES, Lane, Rows, cols_tile_body, rows_panel_body};
+    use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
+
+    /// One AVX register. Only the functions below, which enable AVX2 and FMA, make values of it.
+    #[derive(Clone, Copy)]
+    struct Avx(__m256);
+
+    impl Lane for Avx {
+        #[inline(always)]
+        fn load(x: &[f32; LANES]) -> Avx {
+            // SAFETY: reads eight floats of an array of eight; AVX is on, see above.
+            Avx(unsafe { _mm256_loadu_ps(x.as_ptr()) })
+        }
+        #[inline(always)]
+        fn splat(x: f32) -> Avx {
+            // SAFETY: AVX is on, see above.
+            Avx(unsafe { _mm256_set1_ps(x) })
+        }
+        #[inline(always)]
+        fn mul_add(self, b: Avx, c: Avx) -> Avx {
+            // SAFETY: FMA is on, see above.
+            Avx(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; LANES]) {
+            // SAFETY: writes eight floats of an array of eight; AVX is on, see above.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn rows_avx2<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
+        rows_panel_body::<Avx, MR, NV, RUN>(t);
+    }
+
+    /// The same arithmetic with twice the registers.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
+    pub fn rows_avx512<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
+        rows_panel_body::<Avx, MR, NV, RUN>(t);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn cols_avx2<const MR: usize, const NV: usize>(t: Cols) {
+        cols_tile_body::<Avx, MR, NV>(t);
+    }
+
+    #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
+    pub fn cols_avx512<const MR: usize, const NV: usize>(t: Cols) {
+        cols_tile_body::<Avx, MR, NV>(t);
+    }
+}
+
+/// One panel of the *rows* form.
+struct Rows<'a> {
+    /// Rows of `ld` floats, of which the first `valid` are written.
+    y: &'a mut [f32],
+    ld: usize,
+    valid: usize,
+    /// Whole registers may be stored: what they cover beyond `valid` is the next row, which is written later.
+    run_over: bool,
+    x: &'a [f32],
+    bases: &'a [u32],
+    runs: Runs,
+    b: &'a [f32],
+    /// Where the sums start: the bias, or zeros.
+    start: [f32; 3 * LANES],
+}
+
+/// One tile of the *columns* form: acc(i, ..) += Σ_p x[at_p + row0 + i] b(p, ..), acc in rows of NV·8. The first
+/// `skip` rows belong to the tile before and are left alone.
+struct Cols<'a> {
+    acc: &'a mut [f32],
+    skip: usize,
+    x: &'a [f32],
+    at: &'a [u32],
+    row0: usize,
+    b: &'a [f32],
+}
+
+/// The eight floats at `i`.
+#[inline(always)]
+fn load<V: Lane>(x: &[f32], i: usize) -> V {
+    let mut eight = [0.0; LANES];
+    eight.copy_from_slice(&x[i..i + LANES]);
+    V::load(&eight)
+}
+
+/// The eight floats of `to` at `i`.
+#[inline(always)]
+fn store<V: Lane>(v: V, to: &mut [f32], i: usize) {
+    let mut eight = [0.0; LANES];
+    v.store(&mut eight);
+    to[i..i + LANES].copy_from_slice(&eight);
+}
+
+/// Rows beyond the last whole tile are computed on copies of the last row and dropped. RUN is the length of the runs
+/// when it is known at compile time, otherwise 0. Plain loops throughout: closures do not inherit the instruction
+/// set of the function they end up in.
+#[inline(always)]
+fn rows_panel_body<V: Lane, const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
+    let mut first = [V::splat(0.0); NV];
+    for j in 0..NV {
+        first[j] = load(&t.start, j * LANES);
+    }
+    let len = if RUN > 0 { RUN } else { t.runs.len };
+    for (tile, group) in t.bases.chunks(MR).enumerate() {
+        let mut acc = [first; MR];
+        let mut base = [0usize; MR];
+        for i in 0..MR {
+            base[i] = group[i.min(group.len() - 1)] as usize;
+        }
+        for r in 0..t.runs.count {
+            let mut a = [t.x; MR];
             for i in 0..MR {
-                base[i] = group[i.min(group.len() - 1)] as usize;
+                a[i] = &t.x[base[i] + r * t.runs.stride..][..len];
             }
-            for r in 0..runs.count {
-                let mut a = [x; MR];
+            let b = &t.b[r * len * NV * LANES..][..len * NV * LANES];
+            for (k, b) in b.chunks_exact(NV * LANES).enumerate() {
+                let mut columns = [V::splat(0.0); NV];
+                for j in 0..NV {
+                    columns[j] = load(b, j * LANES);
+                }
                 for i in 0..MR {
-                    a[i] = &x[base[i] + r * runs.stride..][..len];
-                }
-                let b = &b[r * len * NV * LANES..][..len * NV * LANES];
-                for (k, b) in b.chunks_exact(NV * LANES).enumerate() {
-                    let mut columns = [[0.0; LANES]; NV];
+                    let a = V::splat(a[i][k]);
                     for j in 0..NV {
-                        columns[j] = get(b, j * LANES);
-                    }
-                    for i in 0..MR {
-                        let a = a[i][k];
-                        for j in 0..NV {
-                            for l in 0..LANES {
-                                acc[i][j][l] = mul_add::<FMA>(a, columns[j][l], acc[i][j][l]);
-                            }
-                        }
+                        acc[i][j] = a.mul_add(columns[j], acc[i][j]);
                     }
                 }
             }
-            for (i, acc) in acc.iter().enumerate().take(group.len()) {
-                let out = &mut y[(tile * MR + i) * ld..];
-                if valid == NV * LANES {
-                    out[..NV * LANES].copy_from_slice(acc.as_flattened());
-                } else {
-                    out[..valid].copy_from_slice(&acc.as_flattened()[..valid]);
+        }
+        for (i, acc) in acc.iter().enumerate().take(group.len()) {
+            let out = &mut t.y[(tile * MR + i) * t.ld..];
+            if t.valid == NV * LANES || (t.run_over && out.len() >= NV * LANES) {
+                for j in 0..NV {
+                    store(acc[j], out, j * LANES);
                 }
+            } else {
+                let mut row = [0.0; 3 * LANES];
+                for j in 0..NV {
+                    store(acc[j], &mut row, j * LANES);
+                }
+                out[..t.valid].copy_from_slice(&row[..t.valid]);
             }
         }
     }
 }
 
-simd! {
-    /// One panel of the *columns* form, added to `acc` (rows of A, NV·8): acc(i, ..) += Σ_p x[at_p + i] b(p, ..).
-    /// `row0` is the first of MR rows; the first `skip` of them belong to the tile before and are left alone.
-    fn cols_tile<const MR: usize, const NV: usize>(
-        acc: &mut [f32], skip: usize, x: &[f32], at: &[u32], row0: usize, b: &[f32],
-    ) {
-        let mut sum = [[[0.0; LANES]; NV]; MR];
+#[inline(always)]
+fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
+    let mut sum = [[V::splat(0.0); NV]; MR];
+    for i in 0..MR {
+        for j in 0..NV {
+            sum[i][j] = load(t.acc, (i * NV + j) * LANES);
+        }
+    }
+    let x = &t.x[t.row0..];
+    for (p, b) in t.at.iter().zip(t.b.chunks_exact(NV * LANES)) {
+        let a = &x[*p as usize..][..MR];
+        let mut columns = [V::splat(0.0); NV];
+        for j in 0..NV {
+            columns[j] = load(b, j * LANES);
+        }
         for i in 0..MR {
+            let a = V::splat(a[i]);
             for j in 0..NV {
-                sum[i][j] = get(acc, (i * NV + j) * LANES);
+                sum[i][j] = a.mul_add(columns[j], sum[i][j]);
             }
         }
-        let x = &x[row0..];
-        for (p, b) in at.iter().zip(b.chunks_exact(NV * LANES)) {
-            let a = &x[*p as usize..][..MR];
-            let mut columns = [[0.0; LANES]; NV];
-            for j in 0..NV {
-                columns[j] = get(b, j * LANES);
-            }
-            for i in 0..MR {
-                for j in 0..NV {
-                    for l in 0..LANES {
-                        sum[i][j][l] = mul_add::<FMA>(a[i], columns[j][l], sum[i][j][l]);
-                    }
-                }
-            }
+    }
+    for i in t.skip..MR {
+        for j in 0..NV {
+            store(sum[i][j], t.acc, (i * NV + j) * LANES);
         }
-        for (i, sum) in sum.iter().enumerate().skip(skip) {
-            acc[i * NV * LANES..][..NV * LANES].copy_from_slice(sum.as_flattened());
-        }
+    }
+}
+
+fn rows_panel<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
+    match level() {
+        // SAFETY: `level` returns these only after the processor reported the features.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { x86::rows_avx512::<MR, NV, RUN>(t) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { x86::rows_avx2::<MR, NV, RUN>(t) },
+        _ => rows_panel_body::<Plain, MR, NV, RUN>(t),
+    }
+}
+
+fn cols_tile<const MR: usize, const NV: usize>(t: Cols) {
+    match level() {
+        // SAFETY: `level` returns these only after the processor reported the features.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { x86::cols_avx512::<MR, NV>(t) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { x86::cols_avx2::<MR, NV>(t) },
+        _ => cols_tile_body::<Plain, MR, NV>(t),
     }
 }
 
@@ -215,25 +366,24 @@ fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: 
     while i < run {
         // The last tile starts early enough to be whole; `skip` keeps what it covers twice from being added twice.
         let from = i.min(run - mr);
-        let rows = &mut acc[from * w..(from + mr) * w];
-        let (skip, row0) = (i - from, off + from);
+        let t = Cols { acc: &mut acc[from * w..(from + mr) * w], skip: i - from, x, at, row0: off + from, b };
         match (mr, nv) {
-            (6, 1) => cols_tile::<6, 1>(rows, skip, x, at, row0, b),
-            (6, 2) => cols_tile::<6, 2>(rows, skip, x, at, row0, b),
-            (5, 1) => cols_tile::<5, 1>(rows, skip, x, at, row0, b),
-            (5, 2) => cols_tile::<5, 2>(rows, skip, x, at, row0, b),
-            (4, 1) => cols_tile::<4, 1>(rows, skip, x, at, row0, b),
-            (4, 2) => cols_tile::<4, 2>(rows, skip, x, at, row0, b),
-            (4, 3) => cols_tile::<4, 3>(rows, skip, x, at, row0, b),
-            (3, 1) => cols_tile::<3, 1>(rows, skip, x, at, row0, b),
-            (3, 2) => cols_tile::<3, 2>(rows, skip, x, at, row0, b),
-            (3, 3) => cols_tile::<3, 3>(rows, skip, x, at, row0, b),
-            (2, 1) => cols_tile::<2, 1>(rows, skip, x, at, row0, b),
-            (2, 2) => cols_tile::<2, 2>(rows, skip, x, at, row0, b),
-            (2, 3) => cols_tile::<2, 3>(rows, skip, x, at, row0, b),
-            (_, 1) => cols_tile::<1, 1>(rows, skip, x, at, row0, b),
-            (_, 2) => cols_tile::<1, 2>(rows, skip, x, at, row0, b),
-            _ => cols_tile::<1, 3>(rows, skip, x, at, row0, b),
+            (6, 1) => cols_tile::<6, 1>(t),
+            (6, 2) => cols_tile::<6, 2>(t),
+            (5, 1) => cols_tile::<5, 1>(t),
+            (5, 2) => cols_tile::<5, 2>(t),
+            (4, 1) => cols_tile::<4, 1>(t),
+            (4, 2) => cols_tile::<4, 2>(t),
+            (4, 3) => cols_tile::<4, 3>(t),
+            (3, 1) => cols_tile::<3, 1>(t),
+            (3, 2) => cols_tile::<3, 2>(t),
+            (3, 3) => cols_tile::<3, 3>(t),
+            (2, 1) => cols_tile::<2, 1>(t),
+            (2, 2) => cols_tile::<2, 2>(t),
+            (2, 3) => cols_tile::<2, 3>(t),
+            (_, 1) => cols_tile::<1, 1>(t),
+            (_, 2) => cols_tile::<1, 2>(t),
+            _ => cols_tile::<1, 3>(t),
         }
         i = from + mr;
     }
@@ -380,12 +530,14 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
         return dx.fill(0.0);
     }
     let depth = g.r * g.s * g.c;
-    let b = Panels::from_rows(w, g.k, depth);
+    let mut b = Panels::from_rows(w, g.k, depth);
+    b.cols = b.width(); // window gradients are stored with the padding of the panels: whole registers only
+    let ld = b.cols;
     let (windows, group, (ph, pw)) = (g.windows(), g.group(), g.padded());
     let (run, row) = (g.s * g.c, pw * g.c);
     let one = Runs { count: 1, len: g.k, stride: 0 };
     dx.par_chunks_mut(group * g.x_len()).zip(dy.par_chunks(group * g.y_len())).for_each(|(dx, dy)| {
-        let mut window = vec![0.0; PIXELS * depth];
+        let mut window = vec![0.0; PIXELS * ld];
         let mut border = vec![0.0; if g.pad > 0 { ph * pw * g.c } else { 0 }];
         for (dx, dy) in dx.chunks_exact_mut(g.x_len()).zip(dy.chunks_exact(g.y_len())) {
             let into = if g.pad > 0 { &mut border[..] } else { &mut *dx };
@@ -395,9 +547,9 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
                 for (i, base) in bases.iter_mut().enumerate() {
                     *base = (i * g.k) as u32;
                 }
-                b.rows(&mut window, depth, dy, &bases[..at.len()], one, None);
-                for (at, window) in at.iter().zip(window.chunks_exact(depth)) {
-                    for (r, part) in window.chunks_exact(run).enumerate() {
+                b.rows(&mut window, ld, dy, &bases[..at.len()], one, None);
+                for (at, window) in at.iter().zip(window.chunks_exact(ld)) {
+                    for (r, part) in window[..depth].chunks_exact(run).enumerate() {
                         add_to(&mut into[*at as usize + r * row..][..run], part);
                     }
                 }
