@@ -1,15 +1,12 @@
-"""dalcore beside PyTorch, NumPy and scikit-learn on this machine, interleaved, medians and ratios.
+"""LeNet in dalcore and in PyTorch on this machine, interleaved, medians and ratios. k-center: see kcenter.py.
 
-    pip install torch numpy scikit-learn      (into a virtual environment)
-    python benches/peer.py [lenet|kcenter|all] [--rounds 5] [--threads 2] [--cuda]
+    pip install torch      (into a virtual environment)
+    python benches/peer.py [--rounds 5] [--threads 2] [--cuda]
 
 Needs cargo, or the environment variable PEER with the path of the compiled `peer` benchmark."""
 import argparse, json, os, statistics, subprocess, time
 
-import numpy as np
-
 p = argparse.ArgumentParser()
-p.add_argument("what", nargs="?", default="all", choices=["lenet", "kcenter", "all"])
 p.add_argument("--rounds", type=int, default=5)
 p.add_argument("--threads", type=int, default=2)
 p.add_argument("--cuda", action="store_true")
@@ -93,56 +90,5 @@ def lenet():
         report(name + (" (batch 128)" if mode else " (batch 1024)"), a, b, "PyTorch")
 
 
-def philox(lane, n):
-    """uniform() of dalcore::rng for seed 7, purpose Select, a = b = 0."""
-    blocks = np.arange((n + 3) // 4, dtype=np.uint64)
-    c = [blocks, np.full_like(blocks, 9 << 24 | lane), np.zeros_like(blocks), np.zeros_like(blocks)]
-    k, low = [7, 0], np.uint64(0xFFFFFFFF)
-    for i in range(10):
-        if i:
-            k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-        p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [p1 >> np.uint64(32) ^ c[1] ^ np.uint64(k[0]), p1 & low, p0 >> np.uint64(32) ^ c[3] ^ np.uint64(k[1]), p0 & low]
-    return (np.stack(c, 1).reshape(-1)[:n] >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)
-
-
-def kcenter():
-    from sklearn.metrics import pairwise_distances_argmin_min
-    from sklearn.metrics.pairwise import euclidean_distances
-    from threadpoolctl import threadpool_limits
-
-    for n, l, k, d in [(60000, 1200, 1200, 50), (50000, 5000, 2500, 128)]:
-        centres = (philox(1, 20 * d) - np.float32(0.5)).reshape(20, d)
-        x = np.maximum(2 * centres[np.arange(n) % 20] + (philox(2, n * d).reshape(n, d) - np.float32(0.5)), 0).astype(np.float32)
-
-        def farthest_first(step):
-            """A vectorised loop: distances to the new centre, minimum, argmax."""
-            pool = x[l:]
-            sq = (pool * pool).sum(1)
-            best = pairwise_distances_argmin_min(pool, x[:l])[1].astype(np.float32) ** 2
-            picks = []
-            for _ in range(k):
-                i = int(best.argmax())
-                picks.append(i)
-                np.minimum(best, step(pool, sq, i), out=best)
-                best[i] = -1
-            return picks
-
-        numpy_step = lambda pool, sq, i: np.maximum(sq + sq[i] - 2 * (pool @ pool[i]), 0)
-        sklearn_step = lambda pool, sq, i: euclidean_distances(pool, pool[i : i + 1], X_norm_squared=sq[:, None], squared=True)[:, 0]
-        with threadpool_limits(args.threads):
-            for peer, step in [("NumPy", numpy_step), ("scikit-learn", sklearn_step)]:
-                a, b = [], []
-                for _ in range(max(1, args.rounds // 2)):
-                    a.append(ours("kcenter", n, l, k, d))
-                    start = time.perf_counter()
-                    farthest_first(step)
-                    b.append(time.perf_counter() - start)
-                report(f"k-center N={n} L={l} K={k} D={d}", a, b, peer)
-
-
 binary = peer_binary()
-if args.what in ("lenet", "all"):
-    lenet()
-if args.what in ("kcenter", "all"):
-    kcenter()
+lenet()

@@ -1,4 +1,4 @@
-//! One timing per line for `benches/peer.py`, which interleaves them with PyTorch, NumPy and scikit-learn.
+//! One timing per line for `benches/peer.py`, which interleaves them with PyTorch.
 //! `peer CASE` runs one case and prints its name and the median of its repetitions in seconds.
 //! `peer gemm` compares the dense product with the crate `gemm` on the shapes LeNet uses, interleaved here.
 
@@ -7,10 +7,9 @@ use std::time::Instant;
 use dalcore::data::{Dataset, PoolIdx, synthetic};
 use dalcore::device::microkernel::{Panels, product, product_tn};
 use dalcore::device::{Choice, Device};
-use dalcore::rng::{Purpose, Rng};
-use dalcore::tensor::Tensor;
+use dalcore::rng::Rng;
 use dalcore::train::{DeviceData, Model, Trainer, evaluate};
-use dalcore::{Result, bench, ops, select};
+use dalcore::{Result, bench, ops};
 
 fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
@@ -23,11 +22,6 @@ fn main() -> Result<()> {
     match args.next().as_deref() {
         Some("lenet-train") => println!("lenet-train {}", lenet(&device, true)?),
         Some("lenet-eval") => println!("lenet-eval {}", lenet(&device, false)?),
-        Some("kcenter") => {
-            let numbers: Vec<usize> = args.filter_map(|a| a.parse().ok()).collect();
-            let [n, l, k, d] = numbers[..] else { return usage() };
-            println!("kcenter {}", kcenter(&device, n, l, k, d)?);
-        }
         Some("gemm") | None => gemm(),
         Some(_) => return usage(),
     }
@@ -35,7 +29,7 @@ fn main() -> Result<()> {
 }
 
 fn usage() -> Result<()> {
-    println!("cases: lenet-train, lenet-eval, kcenter N L K D, gemm");
+    println!("cases: lenet-train, lenet-eval, gemm");
     Ok(())
 }
 
@@ -73,32 +67,6 @@ fn lenet(device: &Device, train: bool) -> Result<f64> {
     };
     trainer.fit(0, &labels)?;
     Ok(median(rates.into_inner()))
-}
-
-/// Seconds for k picks among n − l rows after l labelled ones, on clustered non-negative features.
-fn kcenter(device: &Device, n: usize, l: usize, k: usize, d: usize) -> Result<f64> {
-    let x = Tensor::new(device, [n, d], &clustered(n, d))?;
-    let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| (*i as usize) < l);
-    let mut times = Vec::new();
-    for _ in 0..3 {
-        let start = Instant::now();
-        let picks = select::kcenter(&x, &labelled, &rest, k)?;
-        assert_eq!(picks.ids.len(), k);
-        times.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(times))
-}
-
-/// relu(centre of one of 20 clusters + noise); the same numbers as in `peer.py`.
-fn clustered(n: usize, d: usize) -> Vec<f32> {
-    let r = Rng::new(7).at(Purpose::Select, 0, 0);
-    let (centre, noise) = (r.lane(1), r.lane(2));
-    (0..n * d)
-        .map(|i| {
-            let c = centre.uniform(((i / d) % 20 * d + i % d) as u64) - 0.5;
-            (2.0 * c + noise.uniform(i as u64) - 0.5).max(0.0)
-        })
-        .collect()
 }
 
 fn gemm() {

@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run methods on data sets round by round and compare them with random sampling (resumable)
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
         /// The folder of one preset and profile, for instance runs/quick-clean

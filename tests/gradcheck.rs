@@ -37,8 +37,8 @@ fn check(case: &Case) -> Vec<String> {
             let slope = above.iter().zip(&below).zip(&dy).map(|((a, b), dy)| dy * (a - b)).sum::<f64>() / (2.0 * H);
             largest = largest.max(g[e].abs());
             let off = (g[e] - slope).abs();
-            // Written so that a NaN is a finding.
-            if !(off <= TOLERANCE * slope.abs().max(1.0)) {
+            // A NaN is a finding too.
+            if off.is_nan() || off > TOLERANCE * slope.abs().max(1.0) {
                 let name = case.name;
                 findings.push(format!("{name}, input {i}, element {e}: gradient {:e}, differences {slope:e}", g[e]));
             }

@@ -51,7 +51,7 @@ impl Budget {
             let why = format!("{} % must lie between budget.start = {} % and 100 %", self.end, self.start);
             return refuse("budget.end", why);
         }
-        if !(self.query > 0.0) && self.end > self.start {
+        if (self.query.is_nan() || self.query <= 0.0) && self.end > self.start {
             return refuse("budget.query", format!("{} % per round never reaches budget.end", self.query));
         }
         let rounds = if self.end > self.start { ((self.end - self.start) / self.query + 1e-9) as usize } else { 0 };
@@ -204,7 +204,8 @@ impl Config {
         if !(t.lr.is_finite() && t.lr >= 0.0) {
             return refuse("train.lr", "must be a number of at least 0");
         }
-        if !(0.0..=1.0).contains(&t.momentum) || !(t.weight_decay >= 0.0) || !(t.grad_clamp >= 0.0) {
+        let at_least_zero = |v: f32| (0.0..).contains(&v);
+        if !(0.0..=1.0).contains(&t.momentum) || !at_least_zero(t.weight_decay) || !at_least_zero(t.grad_clamp) {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
         Ok(())

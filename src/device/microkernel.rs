@@ -8,6 +8,8 @@
 //!   a whole row for a matrix, and one filter row for a convolution: NHWC needs no im2col.
 //! * *columns*: y(i, j) = Σ_p A(p, i) B(p, j), where A(p, i..) is contiguous: weight gradients.
 
+#![allow(clippy::needless_range_loop)] // indices run over several small arrays at once
+
 use rayon::prelude::*;
 
 use super::simd::{BASE_FMA, Level, level, mul_add};

@@ -82,6 +82,9 @@ pub struct Results {
     pub notes: Vec<String>,
 }
 
+/// Where runs were made: labels and values.
+pub type Environment = Vec<(&'static str, String)>;
+
 /// What [`write_all`] did.
 #[derive(Clone, Debug)]
 pub struct Summary {
@@ -398,8 +401,8 @@ impl Results {
     }
 
     /// The environments that produced the numbers, each once as (fact, value), with the runs made there.
-    pub fn environments(&self) -> Vec<(Vec<(&'static str, String)>, String)> {
-        let mut all: BTreeMap<Vec<(&'static str, String)>, Vec<(&Run, u32)>> = BTreeMap::new();
+    pub fn environments(&self) -> Vec<(Environment, String)> {
+        let mut all: BTreeMap<Environment, Vec<(&Run, u32)>> = BTreeMap::new();
         for run in &self.runs {
             let m = &run.manifest;
             let own = (0, &m.device, &m.driver, &m.commit, m.threads, &m.version);

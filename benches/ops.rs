@@ -1,0 +1,109 @@
+//! Every operation on its cases, forward and forward + backward, one criterion group each; and at the end a table with
+//! the share of this machine's measured rates: percent of the copy rate by compulsory bytes, percent of the multiply-add
+//! rate by flops. Ids are `<shape>/f32/<device>`. `DALCORE_BENCH_DEVICE=cuda` runs on the GPU.
+//!
+//! Correct first: a case whose f32 result is far from its f64 result is not timed.
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use dalcore::device::{Choice, Device};
+use dalcore::ops::{Case, cases, large_cases};
+use dalcore::tensor::{Dtype, Tensor};
+use dalcore::{Result, ops};
+
+fn main() -> Result<()> {
+    let device = std::env::var("DALCORE_BENCH_DEVICE").unwrap_or_else(|_| "cpu".into()).parse::<Choice>()?.open()?;
+    let name = if device.is_cpu() { "cpu" } else { "cuda" };
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(10)
+        .configure_from_args();
+    let (copy, fma) = rates(&device)?;
+    let mut rows = Vec::new();
+    for case in cases().into_iter().chain(large_cases()).filter(|c| c.bytes >= 4096) {
+        check(case)?;
+        let inputs = case.make(&device, Dtype::F32)?;
+        let (family, shape) = case.name.split_once('/').unwrap_or((case.name, ""));
+        let wrt: Vec<&Tensor> = inputs.iter().filter(|t| t.is_tracked()).collect();
+        let dy = case.cotangent(&(case.run)(&inputs)?)?;
+        let mut group = criterion.benchmark_group(family);
+        group.throughput(Throughput::Bytes(case.bytes));
+        let mut best = f64::MAX;
+        for backward in [false, true] {
+            let id = format!("{shape}/f32/{name}{}", if backward { "/backward" } else { "" });
+            group.bench_function(id, |b| {
+                b.iter_custom(|n| {
+                    let start = Instant::now();
+                    for _ in 0..n {
+                        let done = (case.run)(&inputs).and_then(|y| match backward {
+                            true => y.grad_from(&dy, &wrt).map(drop),
+                            false => Ok(()),
+                        });
+                        assert!(done.is_ok(), "{}: {:?}", case.name, done.err());
+                    }
+                    let synced = device.synchronize();
+                    assert!(synced.is_ok(), "{}: {:?}", case.name, synced.err());
+                    let t = start.elapsed();
+                    if !backward {
+                        best = best.min(t.as_secs_f64() / n as f64);
+                    }
+                    t
+                });
+            });
+        }
+        group.finish();
+        if best < f64::MAX {
+            rows.push((case, best));
+        }
+    }
+    println!(
+        "\n{}: copy {:.1} GB/s, multiply-add {:.1} GFLOP/s, both measured",
+        device.name(),
+        copy * 1e-9,
+        fma * 1e-9
+    );
+    println!("{:<44} {:>10} {:>8} {:>8}", "forward", "us", "% copy", "% fma");
+    for (case, t) in rows {
+        let share = |work: u64, rate: f64| 100.0 * work as f64 / t / rate;
+        println!(
+            "{:<44} {:>10.2} {:>8.1} {:>8.1}",
+            case.name,
+            t * 1e6,
+            share(case.bytes, copy),
+            share(case.flops, fma)
+        );
+    }
+    Ok(())
+}
+
+/// The f32 result is that of f64 within 1 % of its size; anything else is not worth timing.
+fn check(case: &Case) -> Result<()> {
+    let at = |dtype| (case.run)(&case.make(&Device::Cpu, dtype)?)?.to_f64();
+    let (got, want) = (at(Dtype::F32)?, at(Dtype::F64)?);
+    let scale = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
+    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 0.01 * scale), "{} is wrong", case.name);
+    Ok(())
+}
+
+/// Bytes per second of scaling a large tensor, and flops per second of a large product: what can be had here.
+fn rates(device: &Device) -> Result<(f64, f64)> {
+    let n = 1 << 24;
+    let x = Tensor::new(device, [n], &vec![1.0f32; n])?;
+    let side = 1024;
+    let a = Tensor::new(device, [side, side], &vec![0.5f32; side * side])?;
+    let time = |f: &dyn Fn() -> Result<Tensor>| -> Result<f64> {
+        let mut best = f64::MAX;
+        for _ in 0..8 {
+            let start = Instant::now();
+            drop(f()?);
+            device.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    };
+    let copy = 8.0 * n as f64 / time(&|| ops::scale(&x, 1.5))?;
+    let fma = 2.0 * (side * side * side) as f64 / time(&|| ops::matmul_nn(&a, &a))?;
+    Ok((copy, fma))
+}
