@@ -2,7 +2,7 @@
 //!
 //! Tensors ([`tensor`]), a minimal autograd ([`autograd`]), operations with CPU and CUDA code side by side
 //! ([`ops`]), networks ([`nn`]), training ([`train`]), selection algorithms on plain matrices ([`select`]), the
-//! methods of the study ([`methods`]), the resumable experiment ([`bench`]) and its report ([`report`]).
+//! methods of the study ([`methods`]), the resumable experiment ([`mod@bench`]) and its report ([`report`]).
 
 #![deny(missing_docs)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::undocumented_unsafe_blocks)]
