@@ -23,7 +23,7 @@ fn cuda_agrees_with_the_cpu() {
         ("rows do not depend on the batch", cases::batch_independence),
         ("functions without a gradient", functions::all),
         ("selection", selection::all),
-        ("training, eager and replayed", training::lenet),
+        ("training", training::lenet),
         ("graphs", training::graphs),
         ("memory", memory::all),
     ];
