@@ -219,7 +219,7 @@ KERNEL mean_f32(
     }
 }
 
-// dx = d dy: the gradient of a mean of row losses; dy stays on the device.
+// dx = d dy / rows: the gradient of a mean of row losses; dy stays on the device.
 //   dx, d (n)   dy (1)
 // Launch: one thread per element, block 256.  Traffic: 2n floats.  Repeats: bit-identical.  Limits: n < 2^31 - 256.
 KERNEL mean_bwd_f32(
