@@ -18,6 +18,7 @@ fn median(mut v: Vec<f64>) -> f64 {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
+    dalcore::device::cpu::set_threads(0)?;
     let device = std::env::var("DALCORE_BENCH_DEVICE").unwrap_or_else(|_| "cpu".into()).parse::<Choice>()?.open()?;
     match args.next().as_deref() {
         Some("lenet-train") => println!("lenet-train {}", lenet(&device, true)?),
@@ -37,7 +38,7 @@ fn usage() -> Result<()> {
 fn lenet(device: &Device, train: bool) -> Result<f64> {
     let images = synthetic::generate(1, synthetic::Split::Train, 128 * 40);
     let labels: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(images.labels.iter().copied()).collect();
-    let test = synthetic::generate(1, synthetic::Split::Test, 10240);
+    let test = synthetic::generate(1, synthetic::Split::Test, if train { 128 } else { 10240 });
     let data = DeviceData::new(device, &Dataset::new(&synthetic::SPEC, images, test))?;
     let preset = bench::config::Preset::find("paper")?.1;
     let mut recipe = bench::config::Config::base(&synthetic::SPEC, &preset, bench::config::Profile::Clean).train;
@@ -52,7 +53,7 @@ fn lenet(device: &Device, train: bool) -> Result<f64> {
         }
         return Ok(median(times));
     }
-    recipe.epochs = 8;
+    recipe.epochs = 24;
     let rates = std::cell::RefCell::new(Vec::new());
     let trainer = Trainer {
         data: &data,

@@ -282,12 +282,11 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     for text in &args.set {
         settings.push(config::parse_setting(text)?);
     }
-    if let Some(n) = args.threads.or(file.threads) {
-        if n == 0 {
-            return Err(misuse("--threads", "at least one thread is needed").into());
-        }
-        device::cpu::set_threads(n)?;
+    let threads = args.threads.or(file.threads);
+    if threads == Some(0) {
+        return Err(misuse("--threads", "at least one thread is needed").into());
     }
+    device::cpu::set_threads(threads.unwrap_or(0))?;
     let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
     let stop = Arc::new(AtomicBool::new(false));
     // A second Ctrl-C ends the program at once; the files are sound at every moment.

@@ -11,10 +11,12 @@ pub fn name() -> String {
     format!("{} ({})", model.unwrap_or_else(|| std::env::consts::ARCH.into()), super::simd::level())
 }
 
-/// Sets the number of threads, once per process. 0 means one per core.
+/// Sets the number of threads, once per process; the calling thread is one of them, which saves waking another for
+/// every loop. 0 means one per core.
 pub fn set_threads(n: usize) -> crate::Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(n)
+        .use_current_thread()
         .build_global()
         .map_err(|e| crate::Error::Config { key: "--threads".into(), why: format!("cannot start {n} threads: {e}") })
 }

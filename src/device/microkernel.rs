@@ -12,11 +12,10 @@
 
 use rayon::prelude::*;
 
-use super::simd::{BASE_FMA, Level, level, mul_add};
-use crate::simd;
-
-/// Floats in the unit that panels are measured in: one 256-bit register.
-const LANES: usize = 8;
+use super::lane::{LANES, Lane, load, store};
+use super::simd::{Level, level};
+use super::sparse;
+use crate::{lanes, simd};
 
 /// B cut into column panels of 8, 16 or 24 columns, each (depth, width) contiguous and padded with zeros.
 pub struct Panels {
@@ -117,96 +116,6 @@ struct Runs {
     stride: usize,
 }
 
-/// Eight floats in a register. The arithmetic is named, not left to the vectoriser: given 24 columns it would fill
-/// one and a half of AVX-512's registers and shuffle.
-trait Lane: Copy {
-    fn load(x: &[f32; LANES]) -> Self;
-    fn splat(x: f32) -> Self;
-    /// self · b + c
-    fn mul_add(self, b: Self, c: Self) -> Self;
-    fn store(self, to: &mut [f32; LANES]);
-}
-
-/// Any processor.
-#[derive(Clone, Copy)]
-struct Plain([f32; LANES]);
-
-impl Lane for Plain {
-    #[inline(always)]
-    fn load(x: &[f32; LANES]) -> Plain {
-        Plain(*x)
-    }
-    #[inline(always)]
-    fn splat(x: f32) -> Plain {
-        Plain([x; LANES])
-    }
-    #[inline(always)]
-    fn mul_add(self, b: Plain, mut c: Plain) -> Plain {
-        for l in 0..LANES {
-            c.0[l] = mul_add::<BASE_FMA>(self.0[l], b.0[l], c.0[l]);
-        }
-        c
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; LANES]) {
-        *to = self.0;
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Cols, LANES, Lane, Rows, cols_tile_body, rows_panel_body};
-    use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
-
-    /// One AVX register. Only the functions below, which enable AVX2 and FMA, make values of it.
-    #[derive(Clone, Copy)]
-    struct Avx(__m256);
-
-    impl Lane for Avx {
-        #[inline(always)]
-        fn load(x: &[f32; LANES]) -> Avx {
-            // SAFETY: reads eight floats of an array of eight; AVX is on, see above.
-            Avx(unsafe { _mm256_loadu_ps(x.as_ptr()) })
-        }
-        #[inline(always)]
-        fn splat(x: f32) -> Avx {
-            // SAFETY: AVX is on, see above.
-            Avx(unsafe { _mm256_set1_ps(x) })
-        }
-        #[inline(always)]
-        fn mul_add(self, b: Avx, c: Avx) -> Avx {
-            // SAFETY: FMA is on, see above.
-            Avx(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
-        }
-        #[inline(always)]
-        fn store(self, to: &mut [f32; LANES]) {
-            // SAFETY: writes eight floats of an array of eight; AVX is on, see above.
-            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn rows_avx2<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
-        rows_panel_body::<Avx, MR, NV, RUN>(t);
-    }
-
-    /// The same arithmetic with twice the registers.
-    #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-    pub fn rows_avx512<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
-        rows_panel_body::<Avx, MR, NV, RUN>(t);
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn cols_avx2<const MR: usize, const NV: usize>(t: Cols) {
-        cols_tile_body::<Avx, MR, NV>(t);
-    }
-
-    #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-    pub fn cols_avx512<const MR: usize, const NV: usize>(t: Cols) {
-        cols_tile_body::<Avx, MR, NV>(t);
-    }
-}
-
 /// One panel of the *rows* form.
 struct Rows<'a> {
     /// Rows of `ld` floats, of which the first `valid` are written.
@@ -232,22 +141,6 @@ struct Cols<'a> {
     at: &'a [u32],
     row0: usize,
     b: &'a [f32],
-}
-
-/// The eight floats at `i`.
-#[inline(always)]
-fn load<V: Lane>(x: &[f32], i: usize) -> V {
-    let mut eight = [0.0; LANES];
-    eight.copy_from_slice(&x[i..i + LANES]);
-    V::load(&eight)
-}
-
-/// The eight floats of `to` at `i`.
-#[inline(always)]
-fn store<V: Lane>(v: V, to: &mut [f32], i: usize) {
-    let mut eight = [0.0; LANES];
-    v.store(&mut eight);
-    to[i..i + LANES].copy_from_slice(&eight);
 }
 
 /// Rows beyond the last whole tile are computed on copies of the last row and dropped. RUN is the length of the runs
@@ -331,28 +224,12 @@ fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
     }
 }
 
-fn rows_panel<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
-    match level() {
-        // SAFETY: `level` returns these only after the processor reported the features.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { x86::rows_avx512::<MR, NV, RUN>(t) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { x86::rows_avx2::<MR, NV, RUN>(t) },
-        _ => rows_panel_body::<Plain, MR, NV, RUN>(t),
-    }
+lanes! {
+    fn rows_panel<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) = rows_panel_body;
 }
 
-fn cols_tile<const MR: usize, const NV: usize>(t: Cols) {
-    match level() {
-        // SAFETY: `level` returns these only after the processor reported the features.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { x86::cols_avx512::<MR, NV>(t) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { x86::cols_avx2::<MR, NV>(t) },
-        _ => cols_tile_body::<Plain, MR, NV>(t),
-    }
+lanes! {
+    fn cols_tile<const MR: usize, const NV: usize>(t: Cols) = cols_tile_body;
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
@@ -484,14 +361,28 @@ impl Geometry {
         if self.pad == 0 {
             return x;
         }
+        self.pad_with_room(x, scratch)
+    }
+
+    /// The image with its zero border and a register of zeros behind it, in `scratch`.
+    fn pad_with_room<'a>(&self, x: &[f32], scratch: &'a mut Vec<f32>) -> &'a [f32] {
         let (h, w) = self.padded();
         scratch.clear();
-        scratch.resize(h * w * self.c, 0.0);
+        scratch.resize(h * w * self.c + LANES, 0.0);
         for (row, src) in x.chunks_exact(self.w * self.c).enumerate() {
             let at = ((row + self.pad) * w + self.pad) * self.c;
             scratch[at..at + src.len()].copy_from_slice(src);
         }
         scratch
+    }
+
+    /// The image without its border.
+    fn unpad(&self, x: &mut [f32], padded: &[f32]) {
+        let (_, w) = self.padded();
+        for (row, dst) in x.chunks_exact_mut(self.w * self.c).enumerate() {
+            let at = ((row + self.pad) * w + self.pad) * self.c;
+            dst.copy_from_slice(&padded[at..at + dst.len()]);
+        }
     }
 
     fn macs(&self) -> usize {
@@ -523,7 +414,8 @@ pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &G
 const PIXELS: usize = 24;
 
 /// dx from dy: for each output pixel its window gradient dy(pixel, ..) W, a short dense product, added into place.
-/// Unlike a convolution with the flipped filter this multiplies no padding and no zeros between strides.
+/// Unlike a convolution with the flipped filter this multiplies no padding and no zeros between strides. Images whose
+/// dy is mostly zeros take the short way.
 pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     if dx.is_empty() {
         return;
@@ -538,10 +430,20 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     let (windows, group, (ph, pw)) = (g.windows(), g.group(), g.padded());
     let (run, row) = (g.s * g.c, pw * g.c);
     let one = Runs { count: 1, len: g.k, stride: 0 };
+    let short = sparse::Window { runs: g.r, len: run, stride: row };
+    let packed = short.pack(w);
     dx.par_chunks_mut(group * g.x_len()).zip(dy.par_chunks(group * g.y_len())).for_each(|(dx, dy)| {
         let mut window = vec![0.0; PIXELS * ld];
-        let mut border = vec![0.0; if g.pad > 0 { ph * pw * g.c } else { 0 }];
+        let mut border = vec![0.0; ph * pw * g.c + LANES];
+        let mut entries = Vec::new();
         for (dx, dy) in dx.chunks_exact_mut(g.x_len()).zip(dy.chunks_exact(g.y_len())) {
+            entries.clear();
+            if sparse::entries(&mut entries, dy, &windows, g.k) {
+                border.fill(0.0);
+                sparse::dgrad(&mut border, &entries, &packed, short);
+                g.unpad(dx, &border);
+                continue;
+            }
             let into = if g.pad > 0 { &mut border[..] } else { &mut *dx };
             into.fill(0.0);
             for (at, dy) in windows.chunks(PIXELS).zip(dy.chunks(PIXELS * g.k)) {
@@ -557,9 +459,7 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
                 }
             }
             if g.pad > 0 {
-                for (r, dst) in dx.chunks_exact_mut(g.w * g.c).enumerate() {
-                    dst.copy_from_slice(&border[((r + g.pad) * pw + g.pad) * g.c..][..g.w * g.c]);
-                }
+                g.unpad(dx, &border);
             }
         }
     });
@@ -579,18 +479,23 @@ simd! {
 /// number of threads.
 const WGRAD_IMAGES: usize = 8;
 
-/// dw from dy and x: partial sums over fixed groups of images, added in order.
+/// dw from dy and x: partial sums over fixed groups of images, added in order. Groups whose dy is mostly zeros take
+/// the short way to the same sums.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
     let depth = g.r * g.s * g.c;
     let plan = plan(g.k);
     let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
     let (windows, runs) = (g.windows(), g.runs());
+    let short = sparse::Window { runs: runs.count, len: runs.len, stride: runs.stride };
     let groups = dy.par_chunks(WGRAD_IMAGES * g.y_len().max(1)).zip(x.par_chunks(WGRAD_IMAGES * g.x_len().max(1)));
     let parts: Vec<Vec<f32>> = groups
         .map(|(dy, x)| {
+            let mut scratch = Vec::new();
+            if let Some(part) = sparse_wgrad(dy, x, g, &windows, short, &mut scratch) {
+                return part;
+            }
             let mut acc = vec![0.0; depth * width];
             let mut columns = vec![0.0; g.p * g.q * 3 * LANES];
-            let mut scratch = Vec::new();
             for (dy, x) in dy.chunks_exact(g.y_len()).zip(x.chunks_exact(g.x_len())) {
                 let x = g.pad(x, &mut scratch);
                 for &(col, nv) in &plan {
@@ -606,22 +511,47 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
                     }
                 }
             }
-            acc
+            let mut part = vec![0.0; depth * g.k];
+            for &(col, nv) in &plan {
+                let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
+                for (d, acc) in acc[col * depth..(col + w) * depth].chunks_exact(w).enumerate() {
+                    for j in 0..valid {
+                        part[(col + j) * depth + d] = acc[j];
+                    }
+                }
+            }
+            part
         })
         .collect();
     dw.fill(0.0);
     for part in &parts {
-        for &(col, nv) in &plan {
-            let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
-            let part = &part[col * depth..(col + w) * depth];
-            for j in 0..valid {
-                let dw = &mut dw[(col + j) * depth..(col + j + 1) * depth];
-                for (dw, part) in dw.iter_mut().zip(part.chunks_exact(w)) {
-                    *dw += part[j];
-                }
-            }
-        }
+        add_to(dw, part);
     }
+}
+
+/// One group's part of dw (K, R, S, C); none when dy has too few zeros.
+fn sparse_wgrad(
+    dy: &[f32],
+    x: &[f32],
+    g: &Geometry,
+    windows: &[u32],
+    short: sparse::Window,
+    scratch: &mut Vec<f32>,
+) -> Option<Vec<f32>> {
+    let (mut entries, mut ends) = (Vec::new(), Vec::new());
+    for dy in dy.chunks_exact(g.y_len()) {
+        if !sparse::entries(&mut entries, dy, windows, g.k) {
+            return None;
+        }
+        ends.push(entries.len());
+    }
+    let mut acc = vec![0.0; g.k * short.size()];
+    let mut from = 0;
+    for (end, x) in ends.into_iter().zip(x.chunks_exact(g.x_len())) {
+        sparse::wgrad(&mut acc, &entries[from..end], g.pad_with_room(x, scratch), short);
+        from = end;
+    }
+    Some(short.unpack(&acc))
 }
 
 #[cfg(test)]
@@ -717,5 +647,53 @@ mod tests {
             conv_wgrad(&mut got, &dy, &x, &g);
             close(&name, &got, &dw, n * p * q);
         }
+    }
+
+    #[test]
+    fn a_dy_of_mostly_zeros_gives_the_same_gradients() {
+        for (n, h, w, c, k, r, s, stride, pad) in [
+            (9, 12, 12, 10, 20, 5, 5, 1, 0),
+            (9, 14, 13, 1, 10, 5, 5, 1, 0),
+            (2, 7, 7, 3, 10, 5, 5, 1, 2),
+            (3, 8, 6, 16, 9, 3, 2, 2, 1),
+            (2, 40, 40, 2, 9, 1, 1, 1, 0),
+        ] {
+            let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
+            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
+            let (x, f) = (noise(n * h * w * c, 1), noise(k * r * s * c, 2));
+            let mut dy = noise(n * p * q * k, 3);
+            let keep = noise(dy.len(), 4);
+            dy.iter_mut().zip(&keep).for_each(|(d, k)| *d *= f32::from(*k > 0.28));
+            let windows = g.windows();
+            let mut entries = Vec::new();
+            for dy in dy.chunks_exact(g.y_len()) {
+                let from = entries.len();
+                assert!(sparse::entries(&mut entries, dy, &windows, k), "{g:?} is sparse");
+                assert_eq!(entries.len() - from, dy.iter().filter(|d| **d != 0.0).count());
+            }
+            // In f64, from the definition; the dense forms are held against the same in the test above.
+            let (mut dx, mut dw) = (vec![0.0f64; x.len()], vec![0.0f64; f.len()]);
+            for at in 0..dy.len() {
+                let (ki, qi, pi, ni) = (at % k, at / k % q, at / k / q % p, at / k / q / p);
+                for tap in 0..r * s * c {
+                    let (ci, si, ri) = (tap % c, tap / c % s, tap / c / s);
+                    let (hi, wi) = ((pi * stride + ri).wrapping_sub(pad), (qi * stride + si).wrapping_sub(pad));
+                    if hi < h && wi < w {
+                        let (xi, fi) = (((ni * h + hi) * w + wi) * c + ci, ki * r * s * c + tap);
+                        dx[xi] += f64::from(dy[at]) * f64::from(f[fi]);
+                        dw[fi] += f64::from(dy[at]) * f64::from(x[xi]);
+                    }
+                }
+            }
+            let name = format!("sparse {g:?} x {n}");
+            let mut got = vec![f32::NAN; x.len()];
+            conv_dgrad(&mut got, &dy, &f, &g);
+            close(&name, &got, &dx, r * s * k);
+            let mut got = vec![f32::NAN; f.len()];
+            conv_wgrad(&mut got, &dy, &x, &g);
+            close(&name, &got, &dw, n * p * q);
+        }
+        let mut entries = Vec::new();
+        assert!(!sparse::entries(&mut entries, &[1.0; 64], &[0; 8], 8) && entries.is_empty());
     }
 }

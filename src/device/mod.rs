@@ -4,9 +4,11 @@
 
 pub mod cpu;
 pub mod cuda;
+pub(crate) mod lane;
 pub mod launch;
 pub mod microkernel;
 pub mod simd;
+pub(crate) mod sparse;
 
 use std::rc::Rc;
 
