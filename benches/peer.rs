@@ -90,7 +90,7 @@ fn gemm() {
         let (bcs, brs) = if layout == 'f' { (bcs, brs) } else { (1, bcs) };
         let mut ours = || match layout {
             'f' => product(&mut y, &a, &Panels::from_cols(&b, k, n), None),
-            'n' => product(&mut y, &a, &Panels::from_rows(&b, k, n), None),
+            'n' => product(&mut y, &a, &Panels::in_place(&b, k, n), None),
             _ => product_tn(&mut y, &a, &b, m, n, k),
         };
         let parallel = if m * n * k < 1 << 18 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };

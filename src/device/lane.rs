@@ -18,6 +18,8 @@ pub trait Lane: Copy {
     fn store(self, to: &mut [f32; LANES]);
     /// Bit l is set where lane l is not zero; a NaN is not zero.
     fn nonzero(self) -> u32;
+    /// Lane j of register i becomes lane i of register j.
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES];
 }
 
 /// Any processor.
@@ -48,6 +50,16 @@ impl Lane for Plain {
     fn nonzero(self) -> u32 {
         self.0.iter().enumerate().fold(0, |m, (l, v)| m | u32::from(*v != 0.0) << l)
     }
+    #[inline(always)]
+    fn transpose(rows: [Plain; LANES]) -> [Plain; LANES] {
+        let mut columns = [Plain([0.0; LANES]); LANES];
+        for i in 0..LANES {
+            for j in 0..LANES {
+                columns[j].0[i] = rows[i].0[j];
+            }
+        }
+        columns
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -55,8 +67,9 @@ pub mod x86 {
     //! Processors with AVX2 and FMA.
     use super::{LANES, Lane};
     use std::arch::x86_64::{
-        __m256, _CMP_NEQ_UQ, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps,
+        __m256, _CMP_NEQ_UQ, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps,
+        _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
     };
 
     /// One AVX register. Only functions made by `lanes!`, which enable AVX2 and FMA, make values of it.
@@ -88,6 +101,29 @@ pub mod x86 {
         fn nonzero(self) -> u32 {
             // SAFETY: AVX is on, see above.
             unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, _mm256_setzero_ps())) as u32 }
+        }
+        #[inline(always)]
+        fn transpose(rows: [Avx; LANES]) -> [Avx; LANES] {
+            let mut r = rows.map(|r| r.0);
+            // SAFETY: AVX is on, see above. Pairs, then quadruples, then halves of eight change places.
+            unsafe {
+                let mut t = r;
+                for i in (0..LANES).step_by(2) {
+                    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+                    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+                }
+                for i in (0..LANES).step_by(4) {
+                    for h in 0..2 {
+                        r[i + 2 * h] = _mm256_shuffle_ps::<0x44>(t[i + h], t[i + h + 2]);
+                        r[i + 2 * h + 1] = _mm256_shuffle_ps::<0xee>(t[i + h], t[i + h + 2]);
+                    }
+                }
+                for i in 0..LANES / 2 {
+                    t[i] = _mm256_permute2f128_ps::<0x20>(r[i], r[i + 4]);
+                    t[i + 4] = _mm256_permute2f128_ps::<0x31>(r[i], r[i + 4]);
+                }
+                t.map(Avx)
+            }
         }
     }
 }

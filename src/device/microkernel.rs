@@ -17,10 +17,13 @@ use super::simd::{Level, level};
 use super::sparse;
 use crate::{lanes, simd};
 
-/// B cut into column panels of 8, 16 or 24 columns, each (depth, width) contiguous and padded with zeros.
-pub struct Panels {
+/// B cut into column panels of 8, 16 or 24 columns. Packed panels are (depth, width) contiguous and padded with
+/// zeros; a matrix that is used only once is better read where it is, except for a last panel that it does not fill.
+pub struct Panels<'a> {
     data: Vec<f32>,
-    /// First column and width in units of 8 lanes.
+    /// B itself, when its whole panels are not packed.
+    direct: Option<&'a [f32]>,
+    /// First column, and width in units of 8 lanes.
     plan: Vec<(usize, usize)>,
     depth: usize,
     cols: usize,
@@ -40,38 +43,64 @@ fn plan(cols: usize) -> Vec<(usize, usize)> {
     plan
 }
 
-impl Panels {
-    fn new(depth: usize, cols: usize) -> Panels {
+/// Columns `at` to `at` + 8 nv of the rows of b, each of `cols` floats, with zeros beyond them.
+fn pack(panel: &mut [f32], nv: usize, b: &[f32], cols: usize, at: usize) {
+    match (nv, cols - at >= nv * LANES) {
+        (1, true) => copy::<LANES>(panel, LANES, 0, b, cols, at),
+        (2, true) => copy::<{ 2 * LANES }>(panel, 2 * LANES, 0, b, cols, at),
+        (3, true) => copy::<{ 3 * LANES }>(panel, 3 * LANES, 0, b, cols, at),
+        _ => {
+            let valid = cols - at;
+            for (to, from) in panel.chunks_exact_mut(nv * LANES).zip(b.chunks_exact(cols)) {
+                to[valid..].fill(0.0);
+                to[..valid].iter_mut().zip(&from[at..]).for_each(|(to, from)| *to = *from);
+            }
+        }
+    }
+}
+
+/// W columns of every row; a width known to the compiler is a few moves and not a call for each row.
+fn copy<const W: usize>(to: &mut [f32], to_cols: usize, to_at: usize, from: &[f32], from_cols: usize, from_at: usize) {
+    for (to, from) in to.chunks_exact_mut(to_cols).zip(from.chunks_exact(from_cols)) {
+        let mut row = [0.0; W];
+        row.copy_from_slice(&from[from_at..from_at + W]);
+        to[to_at..to_at + W].copy_from_slice(&row);
+    }
+}
+
+impl<'a> Panels<'a> {
+    fn new(depth: usize, cols: usize) -> Panels<'a> {
         let plan = plan(cols);
         let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
-        Panels { data: vec![0.0; depth * width], plan, depth, cols }
+        Panels { data: vec![0.0; depth * width], direct: None, plan, depth, cols }
+    }
+
+    /// From B (depth, cols) row-major, read in place as far as its columns fill panels.
+    pub fn in_place(b: &'a [f32], depth: usize, cols: usize) -> Panels<'a> {
+        let plan = plan(cols);
+        let mut data = Vec::new();
+        if let Some(&(at, nv)) = plan.last().filter(|p| p.0 + p.1 * LANES > cols) {
+            data = vec![0.0; depth * nv * LANES];
+            pack(&mut data, nv, b, cols, at);
+        }
+        Panels { data, direct: Some(b), plan, depth, cols }
     }
 
     /// From B (depth, cols) row-major.
-    pub fn from_rows(b: &[f32], depth: usize, cols: usize) -> Panels {
+    pub fn from_rows(b: &[f32], depth: usize, cols: usize) -> Panels<'a> {
         let mut p = Panels::new(depth, cols);
         for &(at, nv) in &p.plan {
-            let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
-            let panel = &mut p.data[at * depth..(at + w) * depth];
-            for (dst, src) in panel.chunks_exact_mut(w).zip(b.chunks_exact(cols)) {
-                dst[..valid].copy_from_slice(&src[at..at + valid]);
-            }
+            pack(&mut p.data[at * depth..(at + nv * LANES) * depth], nv, b, cols, at);
         }
         p
     }
 
     /// From Bᵀ (cols, depth) row-major.
-    pub fn from_cols(b: &[f32], depth: usize, cols: usize) -> Panels {
+    pub fn from_cols(b: &[f32], depth: usize, cols: usize) -> Panels<'a> {
         let mut p = Panels::new(depth, cols);
         for &(at, nv) in &p.plan {
             let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
-            let panel = &mut p.data[at * depth..(at + w) * depth];
-            // Row of the panel by row: writes are contiguous, reads are `valid` streams.
-            for (k, dst) in panel.chunks_exact_mut(w).enumerate() {
-                for (j, dst) in dst[..valid].iter_mut().enumerate() {
-                    *dst = b[(at + j) * depth + k];
-                }
-            }
+            transpose(&mut p.data[at * depth..(at + w) * depth], w, &b[at * depth..(at + valid) * depth], depth);
         }
         p
     }
@@ -81,8 +110,14 @@ impl Panels {
         self.plan.iter().map(|p| p.1 * LANES).sum()
     }
 
-    fn panel(&self, at: usize, nv: usize) -> &[f32] {
-        &self.data[at * self.depth..(at + nv * LANES) * self.depth]
+    /// A panel, and how far apart its rows are.
+    fn panel(&self, at: usize, nv: usize) -> (&[f32], usize) {
+        let w = nv * LANES;
+        match self.direct {
+            Some(b) if at + w <= self.cols => (&b[at..], self.cols),
+            Some(_) => (&self.data, w),
+            None => (&self.data[at * self.depth..(at + w) * self.depth], w),
+        }
     }
 
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
@@ -94,7 +129,8 @@ impl Panels {
                 start[..valid].copy_from_slice(&b[at..at + valid]);
             }
             let run_over = self.plan.len() == 1;
-            let t = Rows { y: &mut y[at..], ld, valid, run_over, x, bases, runs, b: self.panel(at, nv), start };
+            let (b, ldb) = self.panel(at, nv);
+            let t = Rows { y: &mut y[at..], ld, valid, run_over, x, bases, runs, b, ldb, start };
             match nv {
                 1 => rows_panel::<6, 1, 0>(t),
                 // The first layer of a network on grey images: runs this short must be unrolled.
@@ -127,7 +163,9 @@ struct Rows<'a> {
     x: &'a [f32],
     bases: &'a [u32],
     runs: Runs,
+    /// The panel, its rows `ldb` apart.
     b: &'a [f32],
+    ldb: usize,
     /// Where the sums start: the bias, or zeros.
     start: [f32; 3 * LANES],
 }
@@ -140,7 +178,9 @@ struct Cols<'a> {
     x: &'a [f32],
     at: &'a [u32],
     row0: usize,
+    /// The panel, its rows `ldb` apart.
     b: &'a [f32],
+    ldb: usize,
 }
 
 /// Rows beyond the last whole tile are computed on copies of the last row and dropped. RUN is the length of the runs
@@ -164,8 +204,8 @@ fn rows_panel_body<V: Lane, const MR: usize, const NV: usize, const RUN: usize>(
             for i in 0..MR {
                 a[i] = &t.x[base[i] + r * t.runs.stride..][..len];
             }
-            let b = &t.b[r * len * NV * LANES..][..len * NV * LANES];
-            for (k, b) in b.chunks_exact(NV * LANES).enumerate() {
+            let b = &t.b[r * len * t.ldb..];
+            for (k, b) in b.chunks(t.ldb).take(len).enumerate() {
                 let mut columns = [V::splat(0.0); NV];
                 for j in 0..NV {
                     columns[j] = load(b, j * LANES);
@@ -204,7 +244,7 @@ fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
         }
     }
     let x = &t.x[t.row0..];
-    for (p, b) in t.at.iter().zip(t.b.chunks_exact(NV * LANES)) {
+    for (p, b) in t.at.iter().zip(t.b.chunks(t.ldb)) {
         let a = &x[*p as usize..][..MR];
         let mut columns = [V::splat(0.0); NV];
         for j in 0..NV {
@@ -233,11 +273,13 @@ lanes! {
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
-fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, b: &[f32]) {
+fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, (b, ldb): (&[f32], usize)) {
     let w = nv * LANES;
+    let avx512 = level() == Level::Avx512;
     let most = match nv {
+        1 | 2 if avx512 && run.is_multiple_of(10) => 10,
         1 | 2 => 6,
-        _ if level() == Level::Avx512 => 4,
+        _ if avx512 => 4,
         _ => 3,
     };
     let mr = if run >= 6 { most } else { run.min(most) };
@@ -245,8 +287,10 @@ fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: 
     while i < run {
         // The last tile starts early enough to be whole; `skip` keeps what it covers twice from being added twice.
         let from = i.min(run - mr);
-        let t = Cols { acc: &mut acc[from * w..(from + mr) * w], skip: i - from, x, at, row0: off + from, b };
+        let t = Cols { acc: &mut acc[from * w..(from + mr) * w], skip: i - from, x, at, row0: off + from, b, ldb };
         match (mr, nv) {
+            (10, 1) => cols_tile::<10, 1>(t),
+            (10, 2) => cols_tile::<10, 2>(t),
             (6, 1) => cols_tile::<6, 1>(t),
             (6, 2) => cols_tile::<6, 2>(t),
             (5, 1) => cols_tile::<5, 1>(t),
@@ -286,31 +330,43 @@ pub fn product(y: &mut [f32], a: &[f32], b: &Panels, bias: Option<&[f32]>) {
     if m * n * k < WORTH_A_THREAD {
         return part(m, 0, y);
     }
-    let group = (WORTH_A_THREAD / 4).div_ceil(n * k.max(1)).next_multiple_of(12);
+    let group = WORTH_A_THREAD.div_ceil(n * k.max(1)).next_multiple_of(12);
     y.par_chunks_mut(group * n).enumerate().for_each(|(g, y)| part(y.len() / n, g * group, y));
 }
 
-/// y = Aᵀ B: y (M, N), A (K, M), B (K, N), all row-major.
+/// y = Aᵀ B: y (M, N), A (K, M), B (K, N), all row-major. Turning A first costs less than reading it in columns.
 pub fn product_tn(y: &mut [f32], a: &[f32], b: &[f32], m: usize, n: usize, k: usize) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    let b = Panels::from_rows(b, k, n);
-    let at: Vec<u32> = (0..k).map(|p| (p * m) as u32).collect();
-    let one = |&(col, nv): &(usize, usize)| {
-        let mut acc = vec![0.0; m * nv * LANES];
-        cols_run(&mut acc, nv, a, &at, 0, m, b.panel(col, nv));
-        acc
-    };
-    let parts: Vec<Vec<f32>> = if m * n * k < WORTH_A_THREAD {
-        b.plan.iter().map(one).collect()
-    } else {
-        b.plan.par_iter().map(one).collect()
-    };
-    for (&(col, nv), part) in b.plan.iter().zip(&parts) {
-        let valid = (n - col).min(nv * LANES);
-        for (y, part) in y.chunks_exact_mut(n).zip(part.chunks_exact(nv * LANES)) {
-            y[col..col + valid].copy_from_slice(&part[..valid]);
+    let mut turned = vec![0.0; m * k];
+    transpose(&mut turned, k, a, m);
+    product(y, &turned, &Panels::in_place(b, k, n), None);
+}
+
+lanes! {
+    /// The transpose of `from` (rows, `from_ld`), its rows `to_ld` apart.
+    fn transpose(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) = transpose_body;
+}
+
+#[inline(always)]
+fn transpose_body<V: Lane>(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) {
+    let rows = from.len() / from_ld.max(1);
+    for k in (0..rows).step_by(LANES) {
+        for i in (0..from_ld).step_by(LANES) {
+            if k + LANES <= rows && i + LANES <= from_ld {
+                let mut square = [V::splat(0.0); LANES];
+                for p in 0..LANES {
+                    square[p] = load(from, (k + p) * from_ld + i);
+                }
+                square = V::transpose(square);
+                for p in 0..LANES {
+                    store(square[p], to, (i + p) * to_ld + k);
+                }
+                continue;
+            }
+            for k in k..rows.min(k + LANES) {
+                for i in i..from_ld.min(i + LANES) {
+                    to[i * to_ld + k] = from[k * from_ld + i];
+                }
+            }
         }
     }
 }
@@ -499,15 +555,12 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
             for (dy, x) in dy.chunks_exact(g.y_len()).zip(x.chunks_exact(g.x_len())) {
                 let x = g.pad(x, &mut scratch);
                 for &(col, nv) in &plan {
-                    let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
+                    let w = nv * LANES;
                     let b = &mut columns[..g.p * g.q * w];
-                    for (dst, src) in b.chunks_exact_mut(w).zip(dy.chunks_exact(g.k)) {
-                        dst[..valid].copy_from_slice(&src[col..col + valid]);
-                        dst[valid..].fill(0.0);
-                    }
+                    pack(b, nv, dy, g.k, col);
                     let acc = &mut acc[col * depth..(col + w) * depth];
                     for (r, acc) in acc.chunks_exact_mut(runs.len * w).enumerate() {
-                        cols_run(acc, nv, x, &windows, r * runs.stride, runs.len, b);
+                        cols_run(acc, nv, x, &windows, r * runs.stride, runs.len, (b, w));
                     }
                 }
             }
@@ -577,9 +630,17 @@ mod tests {
 
     #[test]
     fn products_of_every_tile_remainder() {
-        for (m, n, k) in
-            [(1, 1, 1), (5, 7, 3), (6, 8, 16), (7, 9, 17), (13, 24, 5), (12, 50, 33), (130, 10, 50), (61, 41, 120)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (5, 7, 3),
+            (6, 8, 16),
+            (7, 9, 17),
+            (13, 24, 5),
+            (12, 50, 33),
+            (130, 10, 50),
+            (61, 41, 120),
+            (50, 320, 128),
+        ] {
             let (a, b, bias) = (noise(m * k, 1), noise(k * n, 2), noise(n, 3));
             let mut want = vec![0.0; m * n];
             for i in 0..m {
@@ -595,6 +656,8 @@ mod tests {
             product(&mut y, &a, &Panels::from_rows(&b, k, n), Some(&bias));
             close("nn", &y, &want, k + 1);
             let nn = y.clone();
+            product(&mut y, &a, &Panels::in_place(&b, k, n), Some(&bias));
+            assert_eq!(y, nn, "B in place gives the same sums");
             product(&mut y, &a, &Panels::from_cols(&transposed(&b, k, n), k, n), Some(&bias));
             assert_eq!(y, nn, "nt gives the same sums");
             product(&mut y[..n], &a, &Panels::from_rows(&b, k, n), Some(&bias));

@@ -112,8 +112,8 @@ fn nonzero_body<V: Lane>(masks: &mut [u64], x: &[f32]) -> usize {
         for at in (0..whole).step_by(LANES) {
             m |= u64::from(load::<V>(x, at).nonzero()) << at;
         }
-        for at in whole..x.len() {
-            m |= u64::from(x[at] != 0.0) << at;
+        for (at, x) in x.iter().enumerate().skip(whole) {
+            m |= u64::from(*x != 0.0) << at;
         }
         found += m.count_ones() as usize;
         *mask = m;

@@ -142,7 +142,7 @@ mod fast {
     /// The same on packed panels.
     pub fn product(layout: Layout, c: &mut [f32], a: &[f32], b: &[f32], bias: Option<&[f32]>, [m, n, k]: [usize; 3]) {
         match layout {
-            Layout::Nn => rows(c, a, &Panels::from_rows(b, k, n), bias),
+            Layout::Nn => rows(c, a, &Panels::in_place(b, k, n), bias),
             Layout::Nt => rows(c, a, &Panels::from_cols(b, k, n), bias),
             Layout::Tn => product_tn(c, a, b, m, n, k),
         }
