@@ -33,8 +33,8 @@ pub static SPEC: Spec = Spec {
     batch_test: 1024,
     model: Model::LeNet,
     budgets: Budgets { start: 2, query: 2, end: 20 },
-    epochs: 50,
-    milestones: &[20, 40],
+    epochs: 150,
+    milestones: &[60, 120],
 };
 
 /// The seed of the data set. It is part of its definition and has nothing to do with the seed of a run.

@@ -53,9 +53,9 @@ impl Lane for Plain {
     #[inline(always)]
     fn transpose(rows: [Plain; LANES]) -> [Plain; LANES] {
         let mut columns = [Plain([0.0; LANES]); LANES];
-        for i in 0..LANES {
-            for j in 0..LANES {
-                columns[j].0[i] = rows[i].0[j];
+        for (i, row) in rows.iter().enumerate() {
+            for (column, v) in columns.iter_mut().zip(row.0) {
+                column.0[i] = v;
             }
         }
         columns
