@@ -86,6 +86,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub enum Model {
     /// The LeNet variant of METHODS 1.1.
     LeNet,
+    /// ResNet-18 for small images, METHODS 1.2 and 1.3.
+    ResNet18,
 }
 
 /// Whether training images are mirrored.

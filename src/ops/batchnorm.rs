@@ -60,17 +60,26 @@ pub fn batch_norm_eval(
     normalise(x, gamma, beta, moments, then, false)
 }
 
-/// running ← (1 − momentum) · running + momentum · batch.
-pub fn batch_norm_update(running: &mut Buf<f32>, batch: &Buf<f32>, device: &Device, momentum: f32) -> Result<()> {
-    let n = running.len();
+/// running ← (1 − momentum) · running + momentum · batch, for the part of `running` that starts at `offset`.
+pub fn batch_norm_update(
+    running: &mut Buf<f32>,
+    offset: usize,
+    batch: &Buf<f32>,
+    device: &Device,
+    momentum: f32,
+) -> Result<()> {
+    let n = batch.len();
     match device {
         Device::Cpu => {
-            for (r, b) in running.host_mut(OP)?.iter_mut().zip(batch.host(OP)?) {
+            for (r, b) in running.host_mut(OP)?[offset..offset + n].iter_mut().zip(batch.host(OP)?) {
                 *r = (1.0 - momentum) * *r + momentum * b;
             }
             Ok(())
         }
-        Device::Cuda(c) => launch::batch_norm_update_f32(c, Launch::elements(n), running, batch, n as i32, momentum),
+        Device::Cuda(c) => {
+            let l = Launch::elements(n);
+            launch::batch_norm_update_f32(c, l, &mut running.window(offset, n)?, batch, n as i32, momentum)
+        }
     }
 }
 
@@ -660,6 +669,7 @@ mod tests {
         let mut running = Buf::from_host(&Device::Cpu, &[0.0f32, 1.0, 2.0]).unwrap();
         batch_norm_update(
             &mut running,
+            0,
             &Buf::from_host(&Device::Cpu, &[10.0f32, 1.0, 0.0]).unwrap(),
             &Device::Cpu,
             0.1,
