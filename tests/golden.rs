@@ -225,10 +225,11 @@ fn nearest_centres_equal_numpy() {
 /// on the grid, where distances are exact and many are equal: the lowest id.
 #[test]
 fn kcenter_equals_numpy() {
-    const CASES: [(&str, &[Arg], u32, usize); 3] = [
+    const CASES: [(&str, &[Arg], u32, usize); 4] = [
         ("kcenter/200x8", &[Arg::Fixed(&[200, 8], -2.0, 2.0)], 10, 40),
         ("kcenter/150x50/none", &[Arg::Fixed(&[150, 50], -2.0, 2.0)], 0, 40),
         ("kcenter/120x2/grid", &[Arg::Ids(&[120, 2], 6)], 5, 60),
+        ("kcenter/60x2/grid-all", &[Arg::Ids(&[60, 2], 4)], 0, 60),
     ];
     let mut check = Check::new();
     for (name, args, labelled, k) in CASES {
