@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dalcore::data::fetch::{FetchOptions, Fetched, Progress, fetch};
-use dalcore::data::{DataDir, Entry, RemoteFile, Verify, synthetic};
+use dalcore::data::{DataDir, Entry, RemoteFile, Sum, Verify, synthetic};
 use sha2::{Digest, Sha256};
 
 /// What the server does with one request. The last one is repeated for all further requests.
@@ -129,12 +129,12 @@ impl Case {
         let file = RemoteFile {
             name: "file.gz",
             len: body.len() as u64,
-            sha256: sum(&body),
-            raw_len: raw.len() as u64,
-            raw_sha256: sum(&raw),
+            sum: Sum::Sha256(sum(&body)),
+            raw_sha256: Some(sum(&raw)),
+            also: &["file"],
         };
         let load = |_: &DataDir, _: Verify| unreachable!("these tests only download");
-        let entry = Entry { spec: &synthetic::SPEC, load, files: Vec::leak(vec![file]), mirrors: &[] };
+        let entry = Entry { spec: &synthetic::SPEC, load, files: Vec::leak(vec![file]), mirrors: &[], in_repro: None };
         Case { dir, body, entry }
     }
 

@@ -37,7 +37,7 @@ fn scene() -> Scene {
     let mut pool = Pool::new(dataset().train.labels.as_slice().into()).unwrap();
     let start = pool.start_set(Rng::new(10), LABELLED).unwrap();
     pool.reveal(&start).unwrap();
-    let mut recipe = Config::base(data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
+    let mut recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
     recipe.epochs = 4;
     recipe.batch = 16;
     let labelled: Vec<_> = pool.labelled().iter().map(|id| (*id, pool.label(*id).unwrap())).collect();

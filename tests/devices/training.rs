@@ -15,7 +15,7 @@ fn fit(device: &Device, graphs: bool) -> (Fit, Vec<f64>) {
     let labelled: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(train.labels.iter().copied()).collect();
     let set = Dataset::new(&synthetic::SPEC, train, synthetic::generate(3, synthetic::Split::Test, 20));
     let data = DeviceData::new(device, &set).unwrap();
-    let mut recipe = Config::base(data.spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
+    let mut recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
     // Three full batches and a tail per epoch, flips and crops, the learning rate drops once.
     (recipe.epochs, recipe.batch, recipe.milestones, recipe.crop_pad) = (2, 16, vec![1], 2);
     (recipe.drop_small_tail, recipe.lr) = (false, 0.05);
