@@ -284,8 +284,14 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut sets: Vec<data::Source> = Vec::new();
     for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
         let set = data::Source::open(&name, profile, &data_dir)?;
-        if !sets.iter().any(|s| s.spec().id == set.spec().id) {
-            sets.push(set);
+        match sets.iter().find(|s| s.spec().id == set.spec().id) {
+            None => sets.push(set),
+            Some(data::Source::Own(first)) if matches!(&set, data::Source::Own(d) if d.fingerprint != first.fingerprint) =>
+            {
+                let why = format!("`{name}` and another would both be called {}; rename one", first.spec.id);
+                return Err(misuse("--dataset", why).into());
+            }
+            Some(_) => {}
         }
     }
     let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {

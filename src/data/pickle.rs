@@ -229,3 +229,60 @@ impl<'a> Machine<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_array_constructors_is_accepted() {
+        for (bytes, words) in [
+            (&b"cposix\nsystem\n(U\x04exitt\x85R."[..], "`posix.system`"),
+            (b"cnumpy\nload\n.", "`numpy.load`"),
+            (b"c__builtin__\neval\n.", "`__builtin__.eval`"),
+            (b"cnumpy\nndarray\n(K\x01tR.", "something other than an array's constructor"),
+            (b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR.", "type f4, wanted u1"),
+            (b"\x80\x04.", "protocol 4"),
+            (b"i__main__\nevil\n.", "instruction 0x69 at byte 0"),
+            (b"(K\x01", "truncated"),
+            (b"U\xff12.", "truncated"),
+            (b"cnumpy", "truncated"),
+            (b"t.", "never opened"),
+            (b"K\x01a.", "appends to no list"),
+            (b"R.", "stack runs empty"),
+            (b"\x87.", "stack runs empty"),
+            (b"h\x05.", "its object 5 twice"),
+            (b"]q\x00h\x00.", "its object 0 twice"),
+            (b"K\x01K\x02.", "left over"),
+        ] {
+            let message = parse(bytes).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn lists_and_dictionaries_nest() {
+        let value = parse(b"\x80\x02}q\x00(U\x01aq\x01]q\x02(K\x07M\x00\x01J\xff\xff\xff\xffeU\x01bh\x01u.").unwrap();
+        let list = Value::List(vec![Value::Int(7), Value::Int(256), Value::Int(-1)]);
+        assert_eq!(value.get("a"), Some(&list));
+        assert_eq!(value.get("b"), Some(&Value::Bytes(b"a")));
+        assert_eq!(value.get("c"), None);
+    }
+
+    #[test]
+    fn no_bytes_are_too_random() {
+        // Every prefix of a real pickle, and every byte of it changed, is read or refused, never a panic.
+        let good = b"\x80\x02}q\x00(U\x04dataq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\
+            \x85q\x04U\x01bq\x05\x87q\x06Rq\x07(K\x01K\x01K\x02\x86q\x08cnumpy\ndtype\nq\x09U\x02u1q\nK\x00K\x01\x87q\x0bR\
+            q\x0c(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x02xytbu.";
+        assert_eq!(parse(good).unwrap().get("data"), Some(&Value::Array(vec![1, 2], b"xy")));
+        for i in 0..good.len() {
+            assert!(parse(&good[..i]).is_err());
+            for change in [1, 0x20, 0x80, 0xff] {
+                let mut bad = good.to_vec();
+                bad[i] ^= change;
+                parse(&bad).ok();
+            }
+        }
+    }
+}

@@ -129,7 +129,8 @@ fn ppm(bytes: &[u8]) -> Result<Picture, String> {
 
 impl Picture {
     /// Bilinear with antialiasing: a triangle filter, widened by the ratio when making smaller; rows first, then
-    /// columns, each rounded to u8. The fixed-point arithmetic is that of Pillow, so the bytes are too.
+    /// columns, each rounded to u8. The fixed-point arithmetic is that of Pillow up to 9.5, so the bytes
+    /// are too; later versions take the columns of tall images first, which changes a fifth of the values by one.
     pub fn resize(self, h: usize, w: usize) -> Picture {
         let mut now = self;
         if now.w != w {
@@ -188,4 +189,104 @@ pub fn stack(
     let mut pixels = vec![0; n * h * w * c];
     pixels.par_chunks_exact_mut((h * w * c).max(1)).enumerate().try_for_each(|(i, place)| draw(i, place))?;
     Ok(Images { n, h, w, c, pixels, labels })
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        decode(bytes, "class/picture").err().expect("this must be refused").to_string()
+    }
+
+    #[test]
+    fn resizing_gives_the_bytes_of_pillow() {
+        // From tests/fixtures/pictures.py: smaller, larger, one side only, one side much smaller.
+        for ([h, w], [to_h, to_w], sum) in [
+            ([50, 37], [32, 32], "9c330569678b71edc0a57c0a4faff192014210ba3ceb826973e6b416d2d8740b"),
+            ([15, 20], [32, 32], "5ec2530d4763da428eb96e26c5bf753153b2ab2216151142488d086349001095"),
+            ([250, 31], [32, 32], "17888a9ca7423bcfbf7f22309bef412e23a824af815a10f3b456d3742b2fe6ce"),
+            ([32, 40], [32, 48], "235aefcf4a1d4b5a5b347665fd51c1360e4cdab260c2483edc0bce496010d7b0"),
+        ] {
+            let pixels = (0..h * w * 3).map(|i| ((i * i * 7 + i / 5) / 16 % 256) as u8).collect();
+            let image = Picture { h, w, pixels }.resize(to_h, to_w);
+            assert_eq!(image.pixels.len(), to_h * to_w * 3);
+            assert_eq!(super::super::hex(&Sha256::digest(&image.pixels)), sum, "{h}x{w} to {to_h}x{to_w}");
+        }
+    }
+
+    #[test]
+    fn ppm_headers_are_read_and_absurd_ones_refused() {
+        let image = decode(b"P6 # by hand\n# 2 wide\n2\t1\n255\n\x01\x02\x03\x04\x05\x06", "x").unwrap();
+        assert_eq!((image.h, image.w, &image.pixels[..]), (1, 2, &[1, 2, 3, 4, 5, 6][..]));
+        assert_eq!(decode(b"P5 1 2 255 \x07\x09", "x").unwrap().pixels, [7, 7, 7, 9, 9, 9]);
+        for (bytes, words) in [
+            (&b"P6 4000000000 4000000000 255 abc"[..], "4000000000x4000000000 pixels"),
+            (b"P6 99999999999999999999999 1 255 abc", "sides from 1 to 8192"),
+            (b"P6 0 5 255 ", "sides from 1 to 8192"),
+            (b"P6 8000 8000 255 abc", "truncated: 3 bytes"),
+            (b"P6 1 1 65535 abcdef", "only 255"),
+            (b"P6 1", "readable header"),
+            (b"P6", "readable header"),
+            (b"P6 1 1 255", "truncated: 0 bytes"),
+            (b"", "an empty file"),
+            (b"GIF89a", "neither a PNG nor a JPEG"),
+        ] {
+            let message = refusal(bytes);
+            assert!(message.contains(words) && message.contains("class/picture"), "{message}");
+        }
+    }
+
+    #[test]
+    fn jpeg_is_decoded_in_colour_and_grey_and_refused_when_cut() {
+        for (name, grey) in [("colour", false), ("grey", true)] {
+            let bytes = std::fs::read(format!("tests/fixtures/{name}.jpg")).unwrap();
+            let image = decode(&bytes, "x").unwrap();
+            assert_eq!((image.h, image.w, image.pixels.len()), (64, 64, 64 * 64 * 3));
+            // Pixel (y, x) was 4x, 4y, 2(x + y) before compression; grey is their weighted sum.
+            for (i, p) in image.pixels.chunks_exact(3).enumerate() {
+                let (y, x) = ((i / 64) as f64, (i % 64) as f64);
+                let rgb = [4.0 * x, 4.0 * y, 2.0 * (x + y)];
+                let luma = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
+                for (v, want) in p.iter().zip(if grey { [luma; 3] } else { rgb }) {
+                    assert!((f64::from(*v) - want).abs() < 20.0, "{name} ({y}, {x}): {v} for {want}");
+                }
+            }
+            for cut in [3, 100, bytes.len() / 2, bytes.len() - 40] {
+                assert!(refusal(&bytes[..cut]).contains("JPEG"), "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn png_of_every_kind_becomes_three_channels() {
+        use png::{BitDepth, ColorType};
+        let encode = |color, depth, data: &[u8]| {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+            encoder.set_color(color);
+            encoder.set_depth(depth);
+            encoder.write_header().unwrap().write_image_data(data).unwrap();
+            bytes
+        };
+        let (eight, sixteen) = (BitDepth::Eight, BitDepth::Sixteen);
+        for (color, depth, data, want) in [
+            (ColorType::Grayscale, eight, &[5, 6][..], [5, 5, 5, 6, 6, 6]),
+            (ColorType::Grayscale, BitDepth::One, &[0b0100_0000], [0, 0, 0, 255, 255, 255]),
+            (ColorType::GrayscaleAlpha, eight, &[5, 0, 6, 255], [5, 5, 5, 6, 6, 6]),
+            (ColorType::Rgb, eight, &[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
+            (ColorType::Rgb, sixteen, &[1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0], [1, 2, 3, 4, 5, 6]),
+            (ColorType::Rgba, eight, &[1, 2, 3, 0, 4, 5, 6, 9], [1, 2, 3, 4, 5, 6]),
+        ] {
+            let bytes = encode(color, depth, data);
+            assert_eq!(decode(&bytes, "x").unwrap().pixels, want, "{color:?} {depth:?}");
+            // A flipped bit in the pixels fails the checksum; a cut anywhere is noticed.
+            let mut flipped = bytes.clone();
+            flipped[45] ^= 4;
+            assert!(refusal(&flipped).contains("a damaged PNG file"));
+            assert!(refusal(&bytes[..bytes.len() - 20]).contains("a damaged PNG file"));
+        }
+    }
 }
