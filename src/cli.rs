@@ -280,20 +280,6 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     }
     let (preset_id, preset) = Preset::find(args.preset.as_deref().or(file.preset.as_deref()).unwrap_or("quick"))?;
     let profile = profile_of(args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean"))?;
-    let data_dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
-    let mut sets: Vec<data::Source> = Vec::new();
-    for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
-        let set = data::Source::open(&name, profile, &data_dir)?;
-        match sets.iter().find(|s| s.spec().id == set.spec().id) {
-            None => sets.push(set),
-            Some(data::Source::Own(first)) if matches!(&set, data::Source::Own(d) if d.fingerprint != first.fingerprint) =>
-            {
-                let why = format!("`{name}` and another would both be called {}; rename one", first.spec.id);
-                return Err(misuse("--dataset", why).into());
-            }
-            Some(_) => {}
-        }
-    }
     let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {
         (s, ..) if !s.is_empty() => s.clone(),
         (_, Some(n), ..) => config::standard_seeds(n),
@@ -316,6 +302,20 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     }
     device::cpu::set_threads(threads.unwrap_or(0))?;
     let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
+    let data_dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
+    let mut sets: Vec<data::Source> = Vec::new();
+    for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
+        let set = data::Source::open(&name, profile, &data_dir)?;
+        match sets.iter().find(|s| s.spec().id == set.spec().id) {
+            None => sets.push(set),
+            Some(data::Source::Own(first)) if matches!(&set, data::Source::Own(d) if d.fingerprint != first.fingerprint) =>
+            {
+                let why = format!("`{name}` and another would both be called {}; rename one", first.spec.id);
+                return Err(misuse("--dataset", why).into());
+            }
+            Some(_) => {}
+        }
+    }
     let stop = Arc::new(AtomicBool::new(false));
     // A second Ctrl-C ends the program at once; the files are sound at every moment.
     signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())

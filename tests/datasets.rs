@@ -579,7 +579,8 @@ fn arrays_become_a_data_set() {
     let x = |descr: &str, shape: &str, n: usize| ("x_train.npy", array(descr, shape, &vec![1; n]));
     let y = |descr: &str, shape: &str, content: &[u8]| ("y_train.npy", array(descr, shape, content));
     let fortran = String::from_utf8_lossy(&array("|u1", "(2, 2, 2)", b"12345678")).replace("False", "True ");
-    let cases: &[((&str, Vec<u8>), &[&str])] = &[
+    type Case<'a> = ((&'a str, Vec<u8>), &'a [&'a str]);
+    let cases: &[Case] = &[
         (x("|u1", "(10, 4, 4)", 159), &["x_train.npy", "truncated", "159 bytes follow", "numpy.save"]),
         (x("|u1", "(10, 4, 4)", 161), &["too long"]),
         (x("|u1", "(10, 99999999999999999999, 4)", 160), &["a size of"]),
@@ -626,7 +627,7 @@ fn the_contact_sheet_shows_what_training_sees() {
     // 24 wide is shown twice as large; the first tile is the first cat of the pool, in its colours.
     let first = set.train.labels.iter().position(|l| *l == 0).unwrap();
     let wanted = &set.train.pixels[first * 16 * 24 * 3..][..3];
-    assert_eq!(&plain.pixels[(2 * plain.w + 16) * 3..][..3], wanted);
+    assert_eq!(&plain.pixels[(2 * plain.w + 28) * 3..][..3], wanted);
     let (a, b, c) = (sheet(Flip::Half, 4, 1), sheet(Flip::Half, 4, 1), sheet(Flip::Half, 4, 2));
     assert!(a.pixels == b.pixels && a.pixels != c.pixels && a.pixels != plain.pixels);
     let file = s.path("sheet.png");

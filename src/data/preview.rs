@@ -17,11 +17,11 @@ const EXAMPLES: usize = 3;
 /// Views of each: plain, then one per epoch.
 const VIEWS: usize = 6;
 /// Room for the label at the left.
-const MARGIN: usize = 16;
+const MARGIN: usize = 28;
 const GAP: usize = 2;
 const GROUND: u8 = 64;
 
-/// Digits, three pixels wide and five high, a row in three bits.
+/// Digits, three dots wide and five high, a row in three bits; drawn twice as large.
 const DIGITS: [u16; 10] = [0o75557, 0o26227, 0o71747, 0o71717, 0o55711, 0o74717, 0o74757, 0o71111, 0o75757, 0o75717];
 
 /// An image of three channels.
@@ -55,7 +55,7 @@ pub fn sheet(data: &Dataset, augment: Augment, seed: u64) -> Result<Sheet> {
     let (high, wide) = (spec.classes * tile_h + GAP, MARGIN + EXAMPLES * group);
     let mut sheet = Sheet { h: high, w: wide, pixels: vec![GROUND; high * wide * 3] };
     for row in 0..spec.classes {
-        sheet.number(row, row * tile_h + GAP + (h * zoom).saturating_sub(5) / 2);
+        sheet.number(row, row * tile_h + GAP + (h * zoom).saturating_sub(10) / 2);
     }
 
     let images = Resident::new(&device, &data.train)?;
@@ -96,9 +96,11 @@ impl Sheet {
         let text = format!("{value:>3}");
         for (place, digit) in text.chars().enumerate().filter_map(|(p, d)| Some((p, d.to_digit(10)? as usize))) {
             for bit in (0..15).filter(|bit| DIGITS[digit] >> (14 - bit) & 1 == 1) {
-                let (y, x) = (top + bit / 3, GAP + 4 * place + bit % 3);
-                if y < self.h {
-                    self.dot(y, x, [255; 3]);
+                for (dy, dx) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let (y, x) = (top + 2 * (bit / 3) + dy, GAP + 8 * place + 2 * (bit % 3) + dx);
+                    if y < self.h {
+                        self.dot(y, x, [255; 3]);
+                    }
                 }
             }
         }
