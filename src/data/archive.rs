@@ -21,8 +21,9 @@ pub struct Member {
     pub bytes: Vec<u8>,
 }
 
-/// The members of one archive may have this much content together; the largest real one has a third of it.
-const LIMIT: u64 = 1 << 30;
+/// The members of one archive may have this much content together: a small archive can expand without end, and arrays
+/// of the largest of the paper's data sets have a sixth of it.
+const LIMIT: u64 = 8 << 30;
 
 /// Every regular file of which `wanted` approves, ordered by name. `remedy` ends the message about a damaged archive.
 pub fn read(path: &Path, remedy: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Member>> {
@@ -34,10 +35,7 @@ pub fn read(path: &Path, remedy: &str, wanted: impl Fn(&str) -> bool) -> Result<
         let mut bytes = Vec::new();
         content.take(room + 1).read_to_end(&mut bytes).map_err(|e| damaged(format!("`{name}` is damaged ({e})")))?;
         room = room.checked_sub(bytes.len() as u64).ok_or_else(|| {
-            damaged(format!(
-                "`{name}` and the files before it hold more than {} MiB, which no such archive does",
-                LIMIT >> 20
-            ))
+            damaged(format!("`{name}` and the files before it hold more than {} GiB, which is not read", LIMIT >> 30))
         })?;
         found.push(Member { name, shown, bytes });
         Ok(())

@@ -531,7 +531,7 @@ impl DataDir {
     /// [`DataDir::locate`], or the error that says where it was looked for and what to do.
     pub fn require(&self, id: &str, file: &RemoteFile) -> Result<PathBuf> {
         self.locate(id, file).ok_or_else(|| Error::Data {
-            path: file.also.first().unwrap_or(&file.name).to_string(),
+            path: file.name.into(),
             why: format!(
                 "this file of data set {id} is missing: neither in {} nor in {} (named by {}) is there any of {}, {}; \
                  download it with `dalcore data fetch {id}`, or name the folder that has it with --data-dir",
@@ -561,16 +561,21 @@ pub fn verify(entry: &Entry, dir: &DataDir) -> Vec<FileStatus> {
     entry.files.iter().map(|file| verify_file(entry, dir, file)).collect()
 }
 
-/// What is not the download itself but unpacked or in another format has no checksum as a whole: then the data set is
-/// read from it, which checks every part that has one, and the numbers of images.
+/// What is not the download itself but packed anew, unpacked or in another format has no checksum as a whole: then the
+/// data set is read from it, which checks every part that has one, and the numbers of images.
 fn verify_file(entry: &Entry, dir: &DataDir, file: &'static RemoteFile) -> FileStatus {
     let id = &entry.spec.id;
     let path = dir.locate(id, file);
     let verdict = match &path {
         _ if file.raw_sha256.is_some() => mnist::read(dir, id, file, Verify::Official).map(|_| ()),
         None => dir.require(id, file).map(|_| ()),
-        Some(path) if path.is_file() && path.ends_with(file.name) => file.check(id, path),
-        Some(_) => (entry.load)(&dir.without_cache(), Verify::Official).map(|_| ()),
+        Some(path) => {
+            let read = || (entry.load)(&dir.without_cache(), Verify::Official).map(|_| ());
+            match path.ends_with(file.name) {
+                true => file.check(id, path).or_else(|e| read().map_err(|_| e)),
+                false => read(),
+            }
+        }
     };
     FileStatus { name: file.name, path, verdict }
 }
