@@ -42,7 +42,7 @@ fn lenet(device: &Device, train: bool) -> Result<f64> {
     let data = DeviceData::new(device, &Dataset::new(&synthetic::SPEC, images, test))?;
     let preset = bench::config::Preset::find("paper")?.1;
     let mut recipe = bench::config::Config::base(&synthetic::SPEC, &preset, bench::config::Profile::Clean).train;
-    let plain = ops::View::plain(device, data.spec.mean, data.spec.std)?;
+    let plain = ops::View::plain(device, &data.spec.mean, &data.spec.std)?;
     if !train {
         let model = Model::fresh(&data, 1, 0)?;
         let mut times = Vec::new();

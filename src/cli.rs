@@ -94,6 +94,22 @@ enum DataCommand {
         #[command(flatten)]
         dir: DataDirArg,
     },
+    /// Write a contact sheet: a row per class, images as they are and as training sees them
+    Preview {
+        /// Its name, or folder:PATH, folder@HxW:PATH, npy:PATH
+        dataset: String,
+        #[command(flatten)]
+        dir: DataDirArg,
+        /// The PNG file to write [default: the name of the data set with .png]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// clean or repro
+        #[arg(long, value_name = "NAME", default_value = "clean")]
+        profile: String,
+        /// The seed of the run whose images are shown
+        #[arg(long, default_value_t = 10)]
+        seed: u64,
+    },
 }
 
 #[derive(Args)]
@@ -107,7 +123,8 @@ struct BenchArgs {
     /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: all]
     #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
     methods: Vec<String>,
-    /// Data set; repeatable or comma-separated [default: synthetic]
+    /// Data set, or your own as folder:PATH (a folder per class), folder@HxW:PATH (resized) or npy:PATH; repeatable or
+    /// comma-separated [default: synthetic]
     #[arg(short, long = "dataset", value_delimiter = ',', value_name = "NAME")]
     datasets: Vec<String>,
     /// paper, quick or smoke [default: quick]
@@ -229,6 +246,14 @@ fn report_command(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn profile_of(name: &str) -> Result<Profile, Error> {
+    match name {
+        "clean" => Ok(Profile::Clean),
+        "repro" => Ok(Profile::Repro),
+        other => Err(crate::names::unknown("--profile", other, ["clean", "repro"].into_iter())),
+    }
+}
+
 fn misuse(key: &str, why: impl Into<String>) -> Error {
     Error::Config { key: key.into(), why: why.into() }
 }
@@ -253,19 +278,8 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
             entries.push(entry);
         }
     }
-    let mut sets: Vec<&'static data::Entry> = Vec::new();
-    for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
-        let entry = data::find(&name)?;
-        if !sets.iter().any(|e| e.spec.id == entry.spec.id) {
-            sets.push(entry);
-        }
-    }
     let (preset_id, preset) = Preset::find(args.preset.as_deref().or(file.preset.as_deref()).unwrap_or("quick"))?;
-    let profile = match args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean") {
-        "clean" => Profile::Clean,
-        "repro" => Profile::Repro,
-        other => return Err(crate::names::unknown("--profile", other, ["clean", "repro"].into_iter()).into()),
-    };
+    let profile = profile_of(args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean"))?;
     let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {
         (s, ..) if !s.is_empty() => s.clone(),
         (_, Some(n), ..) => config::standard_seeds(n),
@@ -288,6 +302,20 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     }
     device::cpu::set_threads(threads.unwrap_or(0))?;
     let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
+    let data_dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
+    let mut sets: Vec<data::Source> = Vec::new();
+    for name in chosen(&args.datasets, &file.datasets, &["synthetic"]) {
+        let set = data::Source::open(&name, profile, &data_dir)?;
+        match sets.iter().find(|s| s.spec().id == set.spec().id) {
+            None => sets.push(set),
+            Some(data::Source::Own(first)) if matches!(&set, data::Source::Own(d) if d.fingerprint != first.fingerprint) =>
+            {
+                let why = format!("`{name}` and another would both be called {}; rename one", first.spec.id);
+                return Err(misuse("--dataset", why).into());
+            }
+            Some(_) => {}
+        }
+    }
     let stop = Arc::new(AtomicBool::new(false));
     // A second Ctrl-C ends the program at once; the files are sound at every moment.
     signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
@@ -302,7 +330,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         seeds,
         settings,
         out: args.out.clone().or(file.out).unwrap_or_else(|| "runs".into()),
-        data_dir: DataDir::resolve(args.dir.data_dir.as_deref())?,
+        data_dir,
         graphs: !args.no_graph,
         verbosity,
         stop,
@@ -320,7 +348,7 @@ fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
     match command {
         DataCommand::List(dir) => {
             let dir = resolve(dir)?;
-            println!("{:<12} {:>14} {:>8}  {:<44} about", "data set", "train / test", "classes", "where");
+            println!("{:<14} {:>14} {:>8}  {:<44} about", "data set", "train / test", "classes", "where");
             for row in data::list(&dir) {
                 let spec = row.entry.spec;
                 let place = match row.presence {
@@ -329,7 +357,7 @@ fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
                     Presence::Missing(_) => format!("absent: dalcore data fetch {}", spec.id),
                 };
                 let sizes = format!("{} / {}", spec.train_len, spec.test_len);
-                println!("{:<12} {sizes:>14} {:>8}  {place:<44} {}", spec.id, spec.classes, spec.about);
+                println!("{:<14} {sizes:>14} {:>8}  {place:<44} {}", spec.id, spec.classes, spec.about);
             }
             println!("folder: {} (from {})", dir.path.display(), dir.chosen_by);
         }
@@ -356,19 +384,35 @@ fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
             let mut bad = 0;
             for entry in entries {
                 if entry.files.is_empty() {
-                    println!("{:<10} built in, nothing to check", entry.spec.id);
+                    println!("{:<14} built in, nothing to check", entry.spec.id);
                 }
                 for f in data::verify(entry, &dir) {
                     match &f.verdict {
-                        Ok(()) => println!("{:<10} {:<28} ok", entry.spec.id, f.name),
+                        Ok(()) => println!("{:<14} {:<36} ok", entry.spec.id, f.name),
                         Err(e) => {
                             bad += 1;
-                            println!("{:<10} {:<28} {e}", entry.spec.id, f.name);
+                            println!("{:<14} {:<36} {e}", entry.spec.id, f.name);
                         }
                     }
                 }
             }
             anyhow::ensure!(bad == 0, "{bad} files are missing or wrong (see above)");
+        }
+        DataCommand::Preview { dataset, dir, out, profile, seed } => {
+            let (profile, dir) = (profile_of(profile)?, resolve(dir)?);
+            let source = data::Source::open(dataset, profile, &dir)?;
+            let spec = source.spec();
+            let augment = if profile == Profile::Repro { spec.repro } else { spec.clean };
+            let out = out.clone().unwrap_or_else(|| format!("{}.png", spec.id).into());
+            data::preview::sheet(&*source.load(&dir, data::Verify::Official)?, augment, *seed)?.save(&out)?;
+            println!(
+                "{}: {} classes of {}, crop {}, {:?}",
+                out.display(),
+                spec.classes,
+                spec.id,
+                augment.crop_pad,
+                augment.flip
+            );
         }
     }
     Ok(())

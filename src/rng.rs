@@ -32,6 +32,8 @@ pub enum Purpose {
     Critic = 11,
     /// The built-in synthetic data set.
     Synthetic = 12,
+    /// The fixed order of a pool whose files are sorted by class.
+    PoolOrder = 13,
 }
 
 /// One round function of Philox4x32-10.

@@ -163,6 +163,47 @@ fn missing_data_names_file_and_remedy() {
     assert!(err.contains("train-images-idx3-ubyte") && err.contains("dalcore data fetch mnist"), "{err}");
 }
 
+/// 60 images of 28×28 grey in three classes: the size the first network takes.
+fn folder_of_images(dir: &Path) {
+    for i in 0..60usize {
+        let class = dir.join(["circle", "line", "square"][i % 3]);
+        std::fs::create_dir_all(&class).unwrap();
+        let pixels: Vec<u8> = (0..784).map(|p| ((p % 28) * (i % 3) * 4 + i) as u8).collect();
+        let file = std::fs::File::create(class.join(format!("{i}.png"))).unwrap();
+        let mut encoder = png::Encoder::new(file, 28, 28);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+    }
+}
+
+#[test]
+fn the_users_own_folder_is_a_data_set() {
+    let (out, data, images) = (scratch("own"), scratch("own-data"), scratch("own-images").join("shapes"));
+    folder_of_images(&images);
+    let set = format!("folder:{}", images.display());
+    let with = |extra: &[&str]| {
+        let mut args: Vec<&str> = extra.to_vec();
+        args.extend(["--data-dir", data.to_str().unwrap()]);
+        let o = run(&args);
+        (o.status.code(), text(&o))
+    };
+    let folder = out.display().to_string();
+    let (code, (table, err)) =
+        with(&["bench", "-m", "coreset", "-d", &set, "--preset", "smoke", "--device", "cpu", "--out", &folder]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(table.contains("CoreSet") && out.join("smoke-clean/folder-shapes/report.html").is_file(), "{table}");
+    assert!(data.join("decoded/folder-shapes.bin").is_file(), "the second start decodes nothing");
+
+    let sheet = out.join("sheet.png");
+    let (code, (said, err)) = with(&["data", "preview", &set, "--profile", "repro", "--out", sheet.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(said.contains("3 classes of folder-shapes") && sheet.metadata().unwrap().len() > 500, "{said}");
+    let (code, (_, err)) = with(&["data", "preview", "folder:no-such-folder"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("no-such-folder"), "{err}");
+    assert_eq!(with(&["data", "preview", &set, "--profile", "cleen"]).0, Some(2));
+}
+
 #[test]
 fn another_configuration_in_the_same_folder_is_refused() {
     let out = scratch("config");

@@ -90,7 +90,7 @@ fn a_missing_file_is_named_with_the_places_and_the_remedy() {
             std::fs::remove_file(path).ok();
         }
         let place = s.0.display().to_string();
-        let words = [file.raw_name(), "missing", &place, "dalcore data fetch mnist", "--data-dir"];
+        let words = [file.also[0], "missing", &place, "dalcore data fetch mnist", "--data-dir"];
         refusal(&s, Verify::ShapeOnly, &words);
     }
 }
@@ -134,7 +134,7 @@ fn corrupt_gzip_is_refused() {
 #[test]
 fn another_checksum_is_refused_with_both_sums() {
     let s = tiny("checksum");
-    let found = data::mnist::FILES[0].raw_sha256;
+    let found = data::mnist::FILES[0].raw_sha256.unwrap();
     let mine: String = Sha256::digest(std::fs::read(s.0.join("mnist/train-images-idx3-ubyte")).unwrap())
         .iter()
         .map(|b| format!("{b:02x}"))

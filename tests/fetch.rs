@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dalcore::data::fetch::{FetchOptions, Fetched, Progress, fetch};
-use dalcore::data::{DataDir, Entry, RemoteFile, Verify, synthetic};
+use dalcore::data::{DataDir, Entry, RemoteFile, Sum, Verify, synthetic};
+use md5::Md5;
 use sha2::{Digest, Sha256};
 
 /// What the server does with one request. The last one is repeated for all further requests.
@@ -129,12 +130,12 @@ impl Case {
         let file = RemoteFile {
             name: "file.gz",
             len: body.len() as u64,
-            sha256: sum(&body),
-            raw_len: raw.len() as u64,
-            raw_sha256: sum(&raw),
+            sum: Sum::Sha256(sum(&body)),
+            raw_sha256: Some(sum(&raw)),
+            also: &["file"],
         };
         let load = |_: &DataDir, _: Verify| unreachable!("these tests only download");
-        let entry = Entry { spec: &synthetic::SPEC, load, files: Vec::leak(vec![file]), mirrors: &[] };
+        let entry = Entry { spec: &synthetic::SPEC, load, files: Vec::leak(vec![file]), mirrors: &[], in_repro: None };
         Case { dir, body, entry }
     }
 
@@ -196,6 +197,21 @@ fn a_damaged_file_is_replaced() {
     std::fs::write(case.file(), b"rubbish").unwrap();
     let server = Server::start(&[Answer::Ranges(case.body.clone())]);
     case.succeeds(&[&server], &server);
+}
+
+#[test]
+fn a_file_of_unknown_length_is_as_long_as_the_server_says() {
+    let mut case = Case::new("length");
+    let md5: String = Md5::digest(&case.body).iter().map(|b| format!("{b:02x}")).collect();
+    let file = RemoteFile { name: "file.gz", len: 0, sum: Sum::Md5(md5.leak()), raw_sha256: None, also: &[] };
+    case.entry.files = Vec::leak(vec![file]);
+    let cut = Answer::Cut(case.body.clone(), 70_000);
+    let server = Server::start(&[Answer::Ranges(case.corrupt()), cut, Answer::Ranges(case.body.clone())]);
+    let message = case.fetch(&[&server]).unwrap_err().to_string();
+    assert!(message.contains("md5"), "{message}");
+    case.succeeds(&[&server], &server);
+    assert_eq!(server.ranges(), [None, None, range(70_000)]);
+    assert_eq!(case.fetch(&[]).unwrap(), [Fetched::AlreadyThere(case.file())]);
 }
 
 #[test]

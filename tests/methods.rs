@@ -37,7 +37,7 @@ fn scene() -> Scene {
     let mut pool = Pool::new(dataset().train.labels.as_slice().into()).unwrap();
     let start = pool.start_set(Rng::new(10), LABELLED).unwrap();
     pool.reveal(&start).unwrap();
-    let mut recipe = Config::base(data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
+    let mut recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
     recipe.epochs = 4;
     recipe.batch = 16;
     let labelled: Vec<_> = pool.labelled().iter().map(|id| (*id, pool.label(*id).unwrap())).collect();
@@ -128,10 +128,10 @@ fn least_confidence_near_certainty() {
 #[test]
 fn a_nan_embedding_or_score_is_named() {
     let mut s = scene();
-    let mut values: Vec<(String, Vec<f32>)> =
-        s.model.params.to_host().unwrap().into_iter().map(|(name, _, v)| (name, v)).collect();
-    values[0].1[0] = f32::NAN;
-    s.model.params.load(&values).unwrap();
+    let mut values = s.model.params.to_host().unwrap().into_iter().map(|(_, v)| v).collect::<Vec<_>>();
+    values[0][0] = f32::NAN;
+    let mut values = values.into_iter();
+    s.model.params.load(|_| Ok(values.next().unwrap())).unwrap();
     for id in ["coreset", "least-confidence"] {
         let e = s.pick(id, 64, 5).unwrap_err().to_string();
         assert!(e.contains("NaN") || e.contains("finite"), "{id}: {e}");

@@ -24,7 +24,7 @@ pub struct Plan {
     /// Random first.
     pub methods: Vec<&'static methods::Entry>,
     /// At least one.
-    pub datasets: Vec<&'static data::Entry>,
+    pub datasets: Vec<data::Source>,
     /// Name of the preset.
     pub preset_id: &'static str,
     /// The preset.
@@ -48,8 +48,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn config(&self, set: &data::Entry) -> Result<Config> {
-        Config::base(set.spec, &self.preset, self.profile).with(&self.settings)
+    fn config(&self, set: &data::Source) -> Result<Config> {
+        Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)
     }
 }
 
@@ -68,7 +68,7 @@ pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
     let mut total = 0;
     for set in &plan.datasets {
         let config = plan.config(set)?;
-        let spec = set.spec;
+        let spec = set.spec();
         let targets = config.budget.targets(spec.train_len)?;
         let one: u64 = targets.iter().map(|t| work(&config, *t, spec.test_len)).sum();
         let start = targets.first().map_or(0, |t| work(&config, *t, spec.test_len));
@@ -83,7 +83,7 @@ pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
         let _ = writeln!(
             text,
             "  results   {}",
-            store::dataset_dir(&plan.out, plan.preset_id, plan.profile.name(), spec.id).display()
+            store::dataset_dir(&plan.out, plan.preset_id, plan.profile.name(), &spec.id).display()
         );
         let toml = toml::to_string(&config).unwrap_or_default();
         let _ = writeln!(text, "  settings (change with --set table.key=value)");
@@ -136,14 +136,14 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     let mut total = 0;
     for set in &plan.datasets {
         let config = plan.config(set)?;
-        let targets = config.budget.targets(set.spec.train_len)?;
-        let one: u64 = targets.iter().map(|t| work(&config, *t, set.spec.test_len)).sum();
+        let targets = config.budget.targets(set.spec().train_len)?;
+        let one: u64 = targets.iter().map(|t| work(&config, *t, set.spec().test_len)).sum();
         total += one * (plan.methods.len() * plan.seeds.len()) as u64;
     }
     let progress = Progress::new(plan.verbosity, total);
     let mut text = String::new();
     for set in &plan.datasets {
-        let host = (set.load)(&plan.data_dir, Verify::Official)?;
+        let host = set.load(&plan.data_dir, Verify::Official)?;
         let one = Experiment {
             plan,
             config: plan.config(set)?,
@@ -196,7 +196,7 @@ impl Experiment<'_> {
         let device = &self.data.device;
         Ok(Manifest {
             method: method.into(),
-            dataset: self.data.spec.id.into(),
+            dataset: self.data.spec.id.to_string(),
             preset: self.plan.preset_id.into(),
             profile: self.plan.profile.name().into(),
             seed,
@@ -217,7 +217,7 @@ impl Experiment<'_> {
     }
 
     fn run(&self, method: &methods::Entry, seed: u64) -> Result<()> {
-        let spec = self.data.spec;
+        let spec = &self.data.spec;
         let targets = self.config.budget.targets(self.labels.len())?;
         let cost = |t: usize| work(&self.config, t, spec.test_len);
         let folder = store::run_dir(&self.folder(), method.id, seed);
@@ -281,7 +281,7 @@ impl Experiment<'_> {
         n: usize,
     ) -> Result<Vec<PoolIdx>> {
         let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
-        let view = crate::ops::View::plain(&self.data.device, self.data.spec.mean, self.data.spec.std)?;
+        let view = crate::ops::View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
         let query = Query::new(pool, &self.data.train, model, &view, self.config.eval.batch, rng);
         let picks = chooser.select(&query, n)?;
         self.data.device.synchronize()?;
@@ -327,7 +327,7 @@ impl Experiment<'_> {
 
     /// The folder of this data set's results.
     fn folder(&self) -> PathBuf {
-        store::dataset_dir(&self.plan.out, self.plan.preset_id, self.plan.profile.name(), self.data.spec.id)
+        store::dataset_dir(&self.plan.out, self.plan.preset_id, self.plan.profile.name(), &self.data.spec.id)
     }
 
     /// The error that ends the program after Ctrl-C.

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use super::{DataDir, Entry, RemoteFile, Verify, hex, mnist};
+use super::{DataDir, Entry, FileStatus, RemoteFile, verify_file};
 use crate::error::{Error, Result};
 
 /// Whether to draw progress bars.
@@ -57,16 +56,14 @@ pub fn fetch(entry: &Entry, dir: &DataDir, options: &FetchOptions) -> Result<Vec
     let agent = agent(options);
     let mut results = Vec::with_capacity(entry.files.len());
     for file in entry.files {
-        if let (Some(path), Ok(_)) =
-            (dir.locate(entry.spec.id, file), mnist::read(dir, entry.spec.id, file, Verify::Official))
-        {
+        if let FileStatus { path: Some(path), verdict: Ok(()), .. } = verify_file(entry, dir, file) {
             results.push(Fetched::AlreadyThere(path));
             continue;
         }
         let own = options.mirrors.iter().map(String::as_str);
         let official = entry.mirrors.iter().copied().filter(|_| options.official);
         let urls: Vec<_> = own.chain(official).map(|m| format!("{}/{}", m.trim_end_matches('/'), file.name)).collect();
-        let path = dir.path.join(entry.spec.id).join(file.name);
+        let path = dir.path.join(&*entry.spec.id).join(file.name);
         let url = download(&agent, file, &path, &urls, options)?;
         results.push(Fetched::Downloaded(path, url));
     }
@@ -163,14 +160,15 @@ fn from_mirror(
     bar: &ProgressBar,
 ) -> Result<(), Trouble> {
     // A mirror that keeps cutting the line is given up even if it creeps forward.
-    const ATTEMPTS: usize = 10;
+    const ATTEMPTS: usize = 60;
+    let mut len = file.len;
     let mut fruitless = 0;
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         let before = size(part, out).map_err(Trouble::Local)?;
-        if before < file.len {
+        if before < len || len == 0 {
             bar.set_position(before);
-            if let Err(trouble) = attempt(agent, file, part, out, url, bar) {
+            if let Err(trouble) = attempt(agent, &mut len, part, out, url, bar) {
                 let Trouble::Mirror(why) = trouble else {
                     return Err(trouble);
                 };
@@ -178,13 +176,13 @@ fn from_mirror(
             }
         }
         let after = size(part, out).map_err(Trouble::Local)?;
-        if after >= file.len {
-            let sum = checksum(part).map_err(Trouble::Local)?;
-            if sum == file.sha256 {
+        if after >= len && len > 0 {
+            let content = File::open(part).and_then(|f| file.sum.check(f));
+            let Err(sums) = content.map_err(|e| Trouble::Local(Error::io(part, &e)))? else {
                 return Ok(());
-            }
+            };
             truncate(part, out).map_err(Trouble::Local)?;
-            last = format!("wrong content: sha-256 {sum}, wanted {}", file.sha256);
+            last = format!("wrong content: {sums}");
             // What an earlier mirror left may be to blame, so this one gets a fresh start.
             if before == 0 {
                 break;
@@ -200,10 +198,10 @@ fn from_mirror(
     Err(Trouble::Mirror(last))
 }
 
-/// One request: append what it delivers to the part file.
+/// One request: append what it delivers to the part file. A `len` of 0 is replaced by what the server says.
 fn attempt(
     agent: &Agent,
-    file: &RemoteFile,
+    len: &mut u64,
     part: &Path,
     out: &mut File,
     url: &str,
@@ -244,14 +242,22 @@ fn attempt(
         }
         bar.set_position(0);
     }
+    if *len == 0 {
+        let said = response.headers().get("Content-Length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let rest =
+            said.filter(|n| *n > 0).ok_or_else(|| Trouble::Mirror("does not say how long the file is".into()))?;
+        *len = start.saturating_add(rest);
+        bar.set_length(*len);
+    }
+    let len = *len;
     // One byte more than wanted is enough to fail the checksum; a server cannot fill the disk.
-    let mut body = response.into_body().into_reader().take(file.len - start + 1);
+    let mut body = response.into_body().into_reader().take(len.saturating_sub(start).saturating_add(1));
     let mut buffer = vec![0; 1 << 16];
     let mut got = start;
     loop {
         match body.read(&mut buffer) {
-            Ok(0) if got < file.len => {
-                return Err(Trouble::Mirror(format!("ended after {got} of {} bytes", file.len)));
+            Ok(0) if got < len => {
+                return Err(Trouble::Mirror(format!("ended after {got} of {len} bytes")));
             }
             Ok(0) => return Ok(()),
             Ok(n) => {
@@ -262,7 +268,7 @@ fn attempt(
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => {
-                return Err(Trouble::Mirror(format!("broke off after {got} of {} bytes: {e}", file.len)));
+                return Err(Trouble::Mirror(format!("broke off after {got} of {len} bytes: {e}")));
             }
         }
     }
@@ -281,15 +287,8 @@ fn truncate(part: &Path, out: &File) -> Result<()> {
     out.set_len(0).map_err(|e| Error::io(part, &e))
 }
 
-fn checksum(path: &Path) -> Result<String> {
-    let mut sha = Sha256::new();
-    let mut file = File::open(path).map_err(|e| Error::io(path, &e))?;
-    std::io::copy(&mut file, &mut sha).map_err(|e| Error::io(path, &e))?;
-    Ok(hex(&sha.finalize()))
-}
-
 /// Make the rename durable. Only Unix can open a folder to sync it.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, &e))?;
     }

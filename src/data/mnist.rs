@@ -2,19 +2,20 @@
 //!
 //! IDX is big-endian: u32 magic (0x00000803 for images, 0x00000801 for labels), u32 per dimension, u8 payload.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
-use super::{Augment, Budgets, DataDir, Dataset, Flip, Images, Model, RemoteFile, Spec, Verify, hex};
+use super::{Augment, Budgets, DataDir, Dataset, Flip, Images, Model, RemoteFile, Spec, Sum, Verify, hex, remedy};
 use crate::error::{Error, Result};
 
 /// The description of the data set.
 pub static SPEC: Spec = Spec {
-    id: "mnist",
-    paper_name: "MNIST",
+    id: Cow::Borrowed("mnist"),
+    paper_name: Cow::Borrowed("MNIST"),
     about: "handwritten digits; `dalcore data fetch mnist` downloads 11 MiB",
     classes: 10,
     h: 28,
@@ -22,8 +23,8 @@ pub static SPEC: Spec = Spec {
     c: 1,
     train_len: 60_000,
     test_len: 10_000,
-    mean: &[0.1307],
-    std: &[0.3081],
+    mean: Cow::Borrowed(&[0.1307]),
+    std: Cow::Borrowed(&[0.3081]),
     clean: Augment { crop_pad: 2, flip: Flip::Never },
     repro: Augment { crop_pad: 0, flip: Flip::Half },
     batch_train: 128,
@@ -39,30 +40,30 @@ pub static FILES: [RemoteFile; 4] = [
     RemoteFile {
         name: "train-images-idx3-ubyte.gz",
         len: 9_912_422,
-        sha256: "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        raw_len: 47_040_016,
-        raw_sha256: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        sum: Sum::Sha256("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        raw_sha256: Some("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        also: &["train-images-idx3-ubyte"],
     },
     RemoteFile {
         name: "train-labels-idx1-ubyte.gz",
         len: 28_881,
-        sha256: "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        raw_len: 60_008,
-        raw_sha256: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        sum: Sum::Sha256("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        raw_sha256: Some("65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        also: &["train-labels-idx1-ubyte"],
     },
     RemoteFile {
         name: "t10k-images-idx3-ubyte.gz",
         len: 1_648_877,
-        sha256: "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        raw_len: 7_840_016,
-        raw_sha256: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        sum: Sum::Sha256("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        raw_sha256: Some("0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        also: &["t10k-images-idx3-ubyte"],
     },
     RemoteFile {
         name: "t10k-labels-idx1-ubyte.gz",
         len: 4_542,
-        sha256: "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        raw_len: 10_008,
-        raw_sha256: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        sum: Sum::Sha256("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        raw_sha256: Some("ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+        also: &["t10k-labels-idx1-ubyte"],
     },
 ];
 
@@ -91,8 +92,8 @@ pub fn load(dir: &DataDir, verify: Verify) -> Result<Dataset> {
 }
 
 fn load_split(dir: &DataDir, images: &RemoteFile, labels: &RemoteFile, verify: Verify) -> Result<Images> {
-    let (image_path, image_bytes) = read(dir, SPEC.id, images, verify)?;
-    let (label_path, label_bytes) = read(dir, SPEC.id, labels, verify)?;
+    let (image_path, image_bytes) = read(dir, &SPEC.id, images, verify)?;
+    let (label_path, label_bytes) = read(dir, &SPEC.id, labels, verify)?;
     let ([n, h, w], pixels) = parse_idx::<3>(&image_bytes, &image_path)?;
     let ([m], label_bytes) = parse_idx::<1>(&label_bytes, &label_path)?;
     if n != m {
@@ -113,31 +114,19 @@ fn load_split(dir: &DataDir, images: &RemoteFile, labels: &RemoteFile, verify: V
 
 /// Find a file, decompress it if it is gzipped, and check it. Gives its path, for messages, and its content.
 pub(super) fn read(dir: &DataDir, id: &str, file: &RemoteFile, verify: Verify) -> Result<(String, Vec<u8>)> {
-    let Some(path) = dir.locate(id, file) else {
-        return Err(Error::Data {
-            path: file.raw_name().into(),
-            why: format!(
-                "this file of data set {id} is missing: it is neither in {} nor in {} (named by {}), gzipped or \
-                 not; download it with `dalcore data fetch {id}`, or name the folder that has it with --data-dir",
-                dir.path.join(id).display(),
-                dir.path.display(),
-                dir.chosen_by,
-            ),
-        });
-    };
+    let path = dir.require(id, file)?;
     let shown = path.display().to_string();
-    let remedy = format!("remove it and run `dalcore data fetch {id}`");
+    let remedy = remedy(id);
     let content = decompress(&path, &remedy)?;
-    if verify == Verify::Official {
+    if let (Verify::Official, Some(wanted)) = (verify, file.raw_sha256) {
         let sum = hex(&Sha256::digest(&content));
-        if sum != file.raw_sha256 {
+        if sum != wanted {
             // The format says more about what happened than the sum can.
             check_size(&content, file, &shown, &remedy)?;
             return Err(Error::Data {
                 path: shown,
                 why: format!(
-                    "not the official file: the sha-256 of its uncompressed content is {sum}, wanted {}; {remedy}",
-                    file.raw_sha256
+                    "not the official file: the sha-256 of its uncompressed content is {sum}, wanted {wanted}; {remedy}"
                 ),
             });
         }

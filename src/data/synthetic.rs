@@ -8,6 +8,8 @@
 //! distorted and noisy, and the rest combines rare ways of writing a digit with rare pens and heavy clutter. A
 //! random sample keeps paying for the first kind; the test set asks for all three in the same proportions.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::{Augment, Budgets, DataDir, Dataset, Flip, Images, Model, Spec, Verify};
@@ -16,8 +18,8 @@ use crate::rng::{Purpose, Rng};
 
 /// The description of the data set; whatever it does not define itself is as for MNIST.
 pub static SPEC: Spec = Spec {
-    id: "synthetic",
-    paper_name: "synthetic",
+    id: Cow::Borrowed("synthetic"),
+    paper_name: Cow::Borrowed("synthetic"),
     about: "digit-like glyphs generated from a fixed seed; built in, nothing to download",
     classes: 10,
     h: SIDE,
@@ -25,8 +27,8 @@ pub static SPEC: Spec = Spec {
     c: 1,
     train_len: 12_000,
     test_len: 2_000,
-    mean: &[0.1307],
-    std: &[0.3081],
+    mean: Cow::Borrowed(&[0.1307]),
+    std: Cow::Borrowed(&[0.3081]),
     clean: Augment { crop_pad: 2, flip: Flip::Never },
     repro: Augment { crop_pad: 2, flip: Flip::Never },
     batch_train: 128,

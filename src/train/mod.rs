@@ -41,7 +41,7 @@ impl Resident {
 /// A whole data set on the device. The labels of the pool stay on the host until they are revealed.
 pub struct DeviceData {
     /// Its constants.
-    pub spec: &'static Spec,
+    pub spec: Spec,
     /// Where it is.
     pub device: Device,
     /// The pool.
@@ -56,7 +56,7 @@ impl DeviceData {
     /// Copies a data set to `device`.
     pub fn new(device: &Device, data: &crate::data::Dataset) -> Result<DeviceData> {
         Ok(DeviceData {
-            spec: data.spec,
+            spec: data.spec.clone(),
             device: device.clone(),
             train: Resident::new(device, &data.train)?,
             test: Resident::new(device, &data.test)?,

@@ -119,7 +119,7 @@ pub struct Trainer<'a> {
 impl Trainer<'_> {
     /// The test transform: normalise only.
     pub fn plain_view(&self) -> Result<View> {
-        View::plain(&self.data.device, self.data.spec.mean, self.data.spec.std)
+        View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)
     }
 
     /// Sizes of an epoch's batches for `n` examples.
@@ -141,8 +141,8 @@ impl Trainer<'_> {
         let clamp = Some(recipe.grad_clamp).filter(|c| *c > 0.0);
         let mut sgd = Sgd::new(&model.params, recipe.momentum, recipe.weight_decay, clamp)?;
         let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
-        let spec = data.spec;
-        let view = View::train(device, spec.mean, spec.std, recipe.crop_pad, flip, rng, round)?;
+        let spec = &data.spec;
+        let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
         let plain = self.plain_view()?;
 
         // Labels that are not revealed are no class at all: a step that touched one would stop the run.
