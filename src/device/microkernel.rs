@@ -441,6 +441,26 @@ impl Geometry {
         }
     }
 
+    /// The convolution of dy that gives dx, and its filters (C, R, S, K): those of w turned by half a circle. None
+    /// where more than a fifth of its products would be with padding.
+    fn flipped(&self, w: &[f32]) -> Option<(Geometry, Vec<f32>)> {
+        let g = self;
+        if g.stride != 1 || g.r != g.s || g.pad >= g.r || 4 * g.h * g.w > 5 * g.p * g.q {
+            return None;
+        }
+        let taps = g.r * g.s;
+        let mut turned = vec![0.0; w.len()];
+        for (k, w) in w.chunks_exact(taps * g.c).enumerate() {
+            for (tap, w) in w.chunks_exact(g.c).enumerate() {
+                for (c, w) in w.iter().enumerate() {
+                    turned[(c * taps + taps - 1 - tap) * g.k + k] = *w;
+                }
+            }
+        }
+        let back = Geometry { h: g.p, w: g.q, c: g.k, k: g.c, p: g.h, q: g.w, pad: g.r - 1 - g.pad, ..*g };
+        Some((back, turned))
+    }
+
     fn macs(&self) -> usize {
         self.p * self.q * self.k * self.r * self.s * self.c
     }
@@ -470,8 +490,8 @@ pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &G
 const PIXELS: usize = 24;
 
 /// dx from dy: for each output pixel its window gradient dy(pixel, ..) W, a short dense product, added into place.
-/// Unlike a convolution with the flipped filter this multiplies no padding and no zeros between strides. Images whose
-/// dy is mostly zeros take the short way.
+/// Unlike a convolution with the flipped filter this multiplies no padding and no zeros between strides; where there is
+/// little of both, that convolution is the faster form. Images whose dy is mostly zeros take the short way.
 pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     if dx.is_empty() {
         return;
@@ -488,16 +508,21 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     let one = Runs { count: 1, len: g.k, stride: 0 };
     let short = sparse::Window { runs: g.r, len: run, stride: row };
     let packed = short.pack(w);
+    let flipped = g.flipped(w).map(|(g, w)| (g.windows(), Panels::from_cols(&w, g.r * g.s * g.c, g.k), g));
     dx.par_chunks_mut(group * g.x_len()).zip(dy.par_chunks(group * g.y_len())).for_each(|(dx, dy)| {
         let mut window = vec![0.0; PIXELS * ld];
         let mut border = vec![0.0; ph * pw * g.c + LANES];
-        let mut entries = Vec::new();
+        let (mut entries, mut scratch) = (Vec::new(), Vec::new());
         for (dx, dy) in dx.chunks_exact_mut(g.x_len()).zip(dy.chunks_exact(g.y_len())) {
             entries.clear();
             if sparse::entries(&mut entries, dy, &windows, g.k) {
                 border.fill(0.0);
                 sparse::dgrad(&mut border, &entries, &packed, short);
                 g.unpad(dx, &border);
+                continue;
+            }
+            if let Some((windows, b, g)) = &flipped {
+                b.rows(dx, g.k, g.pad(dy, &mut scratch), windows, g.runs(), None);
                 continue;
             }
             let into = if g.pad > 0 { &mut border[..] } else { &mut *dx };
@@ -678,6 +703,8 @@ mod tests {
             (2, 6, 6, 16, 17, 1, 1, 2, 0),
             (9, 4, 5, 2, 26, 4, 3, 1, 3),
             (17, 9, 9, 5, 8, 3, 3, 3, 1),
+            (2, 8, 9, 16, 24, 3, 3, 1, 1),
+            (2, 8, 8, 5, 3, 1, 1, 1, 0),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
             let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
