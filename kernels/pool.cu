@@ -1,4 +1,4 @@
-// Max pooling. Memory bound, bit-identical on every run, whatever the batch. Valid for tensors of fewer than
+// Max and average pooling. Memory bound, bit-identical on every run, whatever the batch. Valid for tensors of fewer than
 // 2^31 - 256 elements and windows of at most 16 by 16 (a position in the window is kept in one byte).
 #include "common.cuh"
 
@@ -87,4 +87,53 @@ KERNEL max_pool2d_bwd_f32(
         }
     }
     dx[e] = sum;
+}
+
+// y[n][p][q][c] = mean of the size x size window of x at (p size, q size): windows side by side.
+//   y (m) = (n, oh, ow, c)   x (n, h, w, c)
+// Launch:  one thread per output element, block 256.
+// Traffic: n*h*w*c + m floats.   Repeats: bit-identical; rows, then columns of the window.   Limits: see the top.
+KERNEL avg_pool2d_fwd_f32(
+    float* __restrict__ y,
+    const float* __restrict__ x,
+    int m,
+    int h,
+    int w,
+    int c,
+    int oh,
+    int ow,
+    int size
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= m) return;
+    int ch = e % c, pixel = e / c;
+    int left = pixel % ow * size, top = pixel / ow % oh * size;
+    const float* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
+    float sum = 0.0f;
+    for (int r = 0; r < size; r++) {
+        for (int s = 0; s < size; s++) sum += image[(size_t)((top + r) * w + left + s) * c];
+    }
+    y[e] = sum / (size * size);
+}
+
+// dx = dy of the window that contains the element, divided by its area; 0 in no window.
+//   dx (m) = (n, h, w, c)   dy (n, oh, ow, c)
+// Launch:  one thread per input element, block 256.   Traffic: m + m / size^2 floats.   Repeats: bit-identical.
+KERNEL avg_pool2d_bwd_f32(
+    float* __restrict__ dx,
+    const float* __restrict__ dy,
+    int m,
+    int h,
+    int w,
+    int c,
+    int oh,
+    int ow,
+    int size
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= m) return;
+    int ch = e % c, pixel = e / c;
+    int q = pixel % w / size, p = pixel / w % h / size;
+    size_t image = (size_t)(pixel / w / h) * oh * ow;
+    dx[e] = p < oh && q < ow ? dy[(image + (size_t)p * ow + q) * c + ch] / (size * size) : 0.0f;
 }

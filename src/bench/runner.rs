@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -235,9 +235,8 @@ impl Experiment<'_> {
         let mut model = None;
         if finished > 0 {
             chooser.restore(dir.method_state())?;
-            let mut last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
-            checkpoint::from_bytes(&mut last.params, &dir.model()?.unwrap_or_default())?;
-            model = Some(last);
+            let last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
+            model = Some(with_weights(last, &dir.model()?.unwrap_or_default(), &folder)?);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
             let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
@@ -321,8 +320,8 @@ impl Experiment<'_> {
         };
         let record = start.rounds().first().ok_or_else(lost)?.clone();
         let timing = start.timing().first().ok_or_else(lost)?.clone();
-        let mut model = Model::fresh(&self.data, seed, 0)?;
-        checkpoint::from_bytes(&mut model.params, &start.model()?.ok_or_else(lost)?)?;
+        let model = Model::fresh(&self.data, seed, 0)?;
+        let model = with_weights(model, &start.model()?.ok_or_else(lost)?, &folder)?;
         Ok(Done { record, timing, model })
     }
 
@@ -388,4 +387,13 @@ impl Experiment<'_> {
         };
         Ok(Done { record, timing, model: fit.model })
     }
+}
+
+/// The model as an earlier start of this run saved it.
+fn with_weights(mut model: Model, bytes: &[u8], folder: &Path) -> Result<Model> {
+    checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
+        path: folder.display().to_string(),
+        why: format!("its model cannot be loaded ({e}); remove this folder to train it again"),
+    })?;
+    Ok(model)
 }

@@ -125,7 +125,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub enum Model {
     /// The LeNet variant of METHODS 1.1.
     LeNet,
-    /// The narrow ResNet-18 of METHODS 1.2.
+    /// ResNet-18 for small images, METHODS 1.2 and 1.3.
     ResNet18,
 }
 

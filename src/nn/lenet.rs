@@ -1,6 +1,6 @@
 //! The LeNet variant of the study: two convolutions, two linear layers, dropout, no normalisation.
 
-use super::{Ctx, Layout, Mode, Net, Param};
+use super::{Ctx, Layout, Net, Param};
 use crate::Result;
 use crate::ops::{self, Conv, Pool};
 use crate::tensor::Tensor;
@@ -20,14 +20,11 @@ pub struct LeNet {
 impl LeNet {
     /// Reserves the parameters in `layout`.
     pub fn new(layout: &mut Layout, classes: usize) -> LeNet {
-        let mut pair = |name: &str, w: &[usize], fan_in: usize| {
-            [layout.add(&format!("{name}.weight"), w, fan_in), layout.add(&format!("{name}.bias"), [w[0]], fan_in)]
-        };
         LeNet {
-            conv1: pair("conv1", &[10, 5, 5, 1], 25),
-            conv2: pair("conv2", &[20, 5, 5, 10], 250),
-            fc1: pair("fc1", &[WIDTH, 320], 320),
-            fc2: pair("fc2", &[classes, WIDTH], WIDTH),
+            conv1: [layout.add("conv1.weight", [10, 5, 5, 1], 25), layout.add("conv1.bias", [10], 25)],
+            conv2: [layout.add("conv2.weight", [20, 5, 5, 10], 250), layout.add("conv2.bias", [20], 250)],
+            fc1: [layout.add_flat("fc1.weight", WIDTH, [4, 4, 20]), layout.add("fc1.bias", [WIDTH], 320)],
+            fc2: [layout.add("fc2.weight", [classes, WIDTH], WIDTH), layout.add("fc2.bias", [classes], WIDTH)],
         }
     }
 }
@@ -38,9 +35,9 @@ impl Net for LeNet {
         let x = ops::conv2d(x, &cx.param(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
         let x = ops::conv2d(&x, &cx.param(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())?;
-        let x = match cx.mode {
-            Mode::Train => ops::dropout_channels(&x, 0.5, cx.rng.lane(0), cx.clock)?,
-            Mode::Eval => x,
+        let x = match cx.dropout(0) {
+            Some(rng) => ops::dropout_channels(&x, 0.5, rng, cx.clock)?,
+            None => x,
         };
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
         let flat = x.len() / n.max(1);
@@ -49,9 +46,9 @@ impl Net for LeNet {
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
-        let h = match cx.mode {
-            Mode::Train => ops::dropout(embedding, 0.5, cx.rng.lane(1), cx.clock)?,
-            Mode::Eval => embedding.clone(),
+        let h = match cx.dropout(1) {
+            Some(rng) => ops::dropout(embedding, 0.5, rng, cx.clock)?,
+            None => embedding.clone(),
         };
         ops::linear(&h, &cx.param(self.fc2[0])?, Some(&cx.param(self.fc2[1])?))
     }

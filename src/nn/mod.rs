@@ -2,37 +2,62 @@
 
 pub mod checkpoint;
 pub mod lenet;
+pub mod resnet;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use crate::Result;
 use crate::autograd::Leaf;
 use crate::clock::Clock;
 use crate::device::Device;
+use crate::ops::{self, BatchStats, Then};
 use crate::rng::Rng;
 use crate::tensor::{Buf, Shape, Storage, Tensor};
-use crate::{Error, Result};
 
 /// Index of a parameter; layers hold these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Param(usize);
 
-/// Name, shape and place of one parameter.
+/// Index of a running statistic: state of the network that no gradient reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat(usize);
+
+/// How a slot starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    /// uniform(−1/√n, 1/√n), n being the number of inputs of one output.
+    FanIn(usize),
+    /// One value everywhere.
+    Constant(f32),
+}
+
+/// Name, shape and place of one parameter or running statistic.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// The name in torchvision's state dict.
     pub name: String,
     /// Sizes: filters (K, R, S, C), linear weights (out, in).
     pub shape: Shape,
-    /// Number of inputs of one output, for the initial range.
-    pub fan_in: usize,
+    /// Its first values.
+    pub start: Start,
+    /// The image (H, W, C) whose flattening a linear weight reads; PyTorch flattens (C, H, W).
+    pub flat: Option<[usize; 3]>,
     offset: usize,
 }
 
-/// All parameters of a network in one flat f32 arena.
+impl Slot {
+    fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.shape.len()
+    }
+}
+
+/// All parameters of a network in one flat f32 arena, and its running statistics in another.
 pub struct Params {
     slots: Vec<Slot>,
     arena: Buf<f32>,
+    stats: Vec<Slot>,
+    running: Buf<f32>,
     device: Device,
     set: u64,
     generation: u64,
@@ -42,34 +67,95 @@ pub struct Params {
 #[derive(Default)]
 pub struct Layout {
     slots: Vec<Slot>,
-    len: usize,
+    stats: Vec<Slot>,
+}
+
+/// Appends a slot. Slots start at multiples of four floats, so that kernels may load 16 bytes.
+fn push(slots: &mut Vec<Slot>, name: &str, shape: Shape, start: Start) -> usize {
+    let offset = slots.last().map_or(0, |s| s.range().end.next_multiple_of(4));
+    slots.push(Slot { name: name.into(), shape, start, flat: None, offset });
+    slots.len() - 1
+}
+
+/// The first values of all slots, on the host, so that every device starts from the same bytes.
+fn first_values(slots: &[Slot], rng: Rng) -> Vec<f32> {
+    let mut host = vec![0.0f32; slots.last().map_or(0, |s| s.range().end.next_multiple_of(4))];
+    for (i, s) in slots.iter().enumerate() {
+        let to = &mut host[s.range()];
+        match s.start {
+            Start::Constant(v) => to.fill(v),
+            Start::FanIn(n) => {
+                let (bound, stream) = (1.0 / (n as f32).sqrt(), rng.lane(i as u32));
+                for (e, w) in to.iter_mut().enumerate() {
+                    *w = (2.0 * stream.uniform(e as u64) - 1.0) * bound;
+                }
+            }
+        }
+    }
+    host
 }
 
 impl Layout {
-    /// Reserves a parameter. Slots start at multiples of four floats, so that kernels may load 16 bytes.
+    /// Reserves a parameter drawn from uniform(−1/√fan_in, 1/√fan_in).
     pub fn add(&mut self, name: &str, shape: impl Into<Shape>, fan_in: usize) -> Param {
-        let shape = shape.into();
-        let offset = self.len;
-        self.len += shape.len().next_multiple_of(4);
-        self.slots.push(Slot { name: name.into(), shape, fan_in, offset });
-        Param(self.slots.len() - 1)
+        Param(push(&mut self.slots, name, shape.into(), Start::FanIn(fan_in)))
     }
 
-    /// All parameters drawn from uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), on the host, so that every device
-    /// starts from the same bytes. `rng` is the stream of (seed, round).
+    /// Reserves a linear weight (out, H·W·C) that reads a flattened image (H, W, C).
+    pub fn add_flat(&mut self, name: &str, out: usize, image: [usize; 3]) -> Param {
+        let n = image.iter().product();
+        let p = self.add(name, [out, n], n);
+        self.slots[p.0].flat = Some(image);
+        p
+    }
+
+    /// Reserves a batch normalisation of `c` channels.
+    pub fn norm(&mut self, name: &str, c: usize) -> Norm {
+        let mut param =
+            |what, v| Param(push(&mut self.slots, &format!("{name}.{what}"), [c].into(), Start::Constant(v)));
+        let (gamma, beta) = (param("weight", 1.0), param("bias", 0.0));
+        let mut stat = |what, v| Stat(push(&mut self.stats, &format!("{name}.{what}"), [c].into(), Start::Constant(v)));
+        Norm { gamma, beta, mean: stat("running_mean", 0.0), var: stat("running_var", 1.0) }
+    }
+
+    /// All parameters and statistics with their first values. `rng` is the stream of (seed, round).
     pub fn init(self, device: &Device, rng: Rng) -> Result<Params> {
-        let mut host = vec![0.0f32; self.len];
-        for (i, s) in self.slots.iter().enumerate() {
-            let bound = 1.0 / (s.fan_in as f32).sqrt();
-            let stream = rng.lane(i as u32);
-            for (e, w) in host[s.offset..s.offset + s.shape.len()].iter_mut().enumerate() {
-                *w = (2.0 * stream.uniform(e as u64) - 1.0) * bound;
-            }
-        }
         thread_local!(static SETS: Cell<u64> = const { Cell::new(1) });
         let set = SETS.with(|n| n.replace(n.get() + 1));
-        let arena = Buf::from_host(device, &host)?;
-        Ok(Params { slots: self.slots, arena, device: device.clone(), set, generation: 0 })
+        let arena = Buf::from_host(device, &first_values(&self.slots, rng))?;
+        let running = Buf::from_host(device, &first_values(&self.stats, rng))?;
+        let (slots, stats, device) = (self.slots, self.stats, device.clone());
+        Ok(Params { slots, arena, stats, running, device, set, generation: 0 })
+    }
+}
+
+/// Batch normalisation: learned scale and shift, running statistics. ε = 1e-5, momentum 0.1, as in PyTorch.
+pub struct Norm {
+    gamma: Param,
+    beta: Param,
+    mean: Stat,
+    var: Stat,
+}
+
+const EPS: f32 = 1e-5;
+const MOMENTUM: f32 = 0.1;
+
+impl Norm {
+    /// Normalises x (…, C): with the statistics of the batch, which are kept for [`Params::absorb`], in training; with
+    /// the running ones otherwise.
+    pub fn apply(&self, x: &Tensor, then: Then, cx: &Ctx) -> Result<Tensor> {
+        let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
+        match cx.mode {
+            Mode::Train => {
+                let (y, stats) = ops::batch_norm(x, &gamma, &beta, EPS, then)?;
+                cx.seen.borrow_mut().extend([(self.mean, stats.mean), (self.var, stats.var)]);
+                Ok(y)
+            }
+            Mode::Eval | Mode::McDropout { .. } => {
+                let stats = BatchStats { mean: cx.params.stat(self.mean)?, var: cx.params.stat(self.var)? };
+                ops::batch_norm_eval(x, &gamma, &beta, &stats, EPS, then)
+            }
+        }
     }
 }
 
@@ -80,6 +166,23 @@ impl Params {
         let buf = self.arena.window(s.offset, s.shape.len())?;
         let leaf = Leaf { set: self.set, index: p.0, generation: self.generation };
         Ok(Tensor::build(s.shape.clone(), Storage::F32(buf), self.device.clone(), true, None, Some(leaf)))
+    }
+
+    /// A running statistic, a constant.
+    fn stat(&self, s: Stat) -> Result<Tensor> {
+        let slot = &self.stats[s.0];
+        let buf = self.running.window(slot.offset, slot.shape.len())?;
+        Ok(Tensor::build(slot.shape.clone(), Storage::F32(buf), self.device.clone(), false, None, None))
+    }
+
+    /// Moves the running statistics a tenth of the way towards those of a batch.
+    pub fn absorb(&mut self, seen: &[(Stat, Tensor)]) -> Result<()> {
+        for (stat, batch) in seen {
+            let slot = &self.stats[stat.0];
+            let batch = batch.buf("absorb")?;
+            ops::batch_norm_update(&mut self.running, slot.offset, batch, &self.device, MOMENTUM)?;
+        }
+        Ok(())
     }
 
     /// Names, shapes and places.
@@ -97,26 +200,27 @@ impl Params {
         &self.device
     }
 
-    /// All values on the host, by parameter. Waits for the device.
-    pub fn to_host(&self) -> Result<Vec<(String, Shape, Vec<f32>)>> {
-        let all = self.arena.to_host()?;
-        let one = |s: &Slot| (s.name.clone(), s.shape.clone(), all[s.offset..s.offset + s.shape.len()].to_vec());
-        Ok(self.slots.iter().map(one).collect())
+    /// All values on the host: parameters, then running statistics. Waits for the device.
+    pub fn to_host(&self) -> Result<Vec<(Slot, Vec<f32>)>> {
+        let mut all = Vec::new();
+        for (slots, arena) in [(&self.slots, &self.arena), (&self.stats, &self.running)] {
+            let host = arena.to_host()?;
+            all.extend(slots.iter().map(|s| (s.clone(), host[s.range()].to_vec())));
+        }
+        Ok(all)
     }
 
-    /// Overwrites parameters by name; every parameter must be given.
-    pub fn load(&mut self, values: &[(String, Vec<f32>)]) -> Result<()> {
-        let mut all = vec![0.0f32; self.arena.len()];
-        for s in &self.slots {
-            let found = values.iter().find(|(n, _)| *n == s.name);
-            let v = found.map(|(_, v)| v).filter(|v| v.len() == s.shape.len()).ok_or_else(|| Error::Data {
-                path: s.name.clone(),
-                why: format!("the checkpoint has no parameter of this name with shape {:?}", s.shape),
-            })?;
-            all[s.offset..s.offset + v.len()].copy_from_slice(v);
-        }
+    /// Overwrites everything: `value` gives the numbers of a slot.
+    pub fn load(&mut self, mut value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
         self.generation += 1;
-        self.arena.write(&self.device, &all)
+        for (slots, arena) in [(&self.slots, &mut self.arena), (&self.stats, &mut self.running)] {
+            let mut all = vec![0.0f32; arena.len()];
+            for s in slots {
+                all[s.range()].copy_from_slice(&value(s)?);
+            }
+            arena.write(&self.device, &all)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn set(&self) -> u64 {
@@ -146,15 +250,20 @@ impl Params {
 /// How a forward pass treats dropout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Dropout on.
+    /// Dropout on, batch normalisation by the batch.
     Train,
-    /// Dropout off.
+    /// Dropout off, batch normalisation by the running statistics.
     Eval,
+    /// As `Eval`, but with dropout: one of several passes at query time, each with masks of its own.
+    McDropout {
+        /// 0-based; part of the address of its masks.
+        pass: u32,
+    },
 }
 
 /// What travels with a forward pass: there is no hidden train/eval flag anywhere.
 pub struct Ctx<'a> {
-    /// Dropout on or off.
+    /// Dropout on or off, batch normalisation by the batch or by the running statistics.
     pub mode: Mode,
     /// The dropout stream of this round; layers add their lane.
     pub rng: Rng,
@@ -162,12 +271,34 @@ pub struct Ctx<'a> {
     pub clock: &'a Rc<Clock>,
     /// The weights.
     pub params: &'a Params,
+    /// Statistics of the batch, of a training pass.
+    seen: RefCell<Vec<(Stat, Tensor)>>,
 }
 
-impl Ctx<'_> {
-    /// The tensor of a parameter.
+impl<'a> Ctx<'a> {
+    /// For one pass.
+    pub fn new(mode: Mode, rng: Rng, clock: &'a Rc<Clock>, params: &'a Params) -> Ctx<'a> {
+        Ctx { mode, rng, clock, params, seen: RefCell::default() }
+    }
+
+    /// The tensor of a parameter. Outside of training it is a constant: an evaluation keeps no activations.
     pub fn param(&self, p: Param) -> Result<Tensor> {
-        self.params.tensor(p)
+        let t = self.params.tensor(p)?;
+        Ok(if self.mode == Mode::Train { t } else { t.detach() })
+    }
+
+    /// The stream of a layer's dropout; none where dropout is off.
+    pub fn dropout(&self, layer: u32) -> Option<Rng> {
+        match self.mode {
+            Mode::Train => Some(self.rng.lane(layer)),
+            Mode::Eval => None,
+            Mode::McDropout { pass } => Some(self.rng.lane(2 * pass + layer)),
+        }
+    }
+
+    /// The statistics that the pass has seen, for [`Params::absorb`].
+    pub fn into_seen(self) -> Vec<(Stat, Tensor)> {
+        self.seen.into_inner()
     }
 }
 

@@ -5,6 +5,7 @@
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
 mod augment;
+mod batchnorm;
 mod conv2d;
 pub(crate) mod distance;
 mod dropout;
@@ -18,13 +19,14 @@ mod softmax;
 mod topk;
 
 pub use augment::{View, gather_images};
+pub use batchnorm::{BatchStats, Then, batch_norm, batch_norm_eval, batch_norm_update};
 pub use conv2d::{Conv, conv2d, conv2d_dgrad};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
 pub use elementwise::{add, add_bias, mul, relu, scale};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
 pub use optim::{copy_into, sgd_step};
-pub use pool::{Pool, max_pool2d};
+pub use pool::{Pool, avg_pool2d, max_pool2d};
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
 pub use softmax::{
@@ -118,12 +120,13 @@ impl Case {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 9] = [
+    let families: [&'static [Case]; 10] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
         conv2d::CASES,
         pool::CASES,
+        batchnorm::CASES,
         softmax::CASES,
         dropout::CASES,
         rows::CASES,
@@ -134,8 +137,16 @@ pub fn cases() -> Vec<&'static Case> {
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 7] =
-        [reduce::LARGE, matmul::LARGE, conv2d::LARGE, pool::LARGE, softmax::LARGE, dropout::LARGE, rows::LARGE];
+    let families: [&'static [Case]; 8] = [
+        reduce::LARGE,
+        matmul::LARGE,
+        conv2d::LARGE,
+        pool::LARGE,
+        batchnorm::LARGE,
+        softmax::LARGE,
+        dropout::LARGE,
+        rows::LARGE,
+    ];
     families.into_iter().flatten().collect()
 }
 

@@ -3,6 +3,9 @@
 //!
 //! Backward: dx gets dy where the maximum was. A tie goes to the first in row-major order and a NaN wins, as in
 //! PyTorch.
+//!
+//! Average pooling: y[n][p][q][c] = Σ_{r,s < size} x[n][p·size + r][q·size + s][c] / size², windows side by side. Backward:
+//! dx = dy / size² in the window, 0 in a last row or column that is in none.
 
 use super::{Arg, Case};
 use crate::device::{Device, Launch, launch};
@@ -32,6 +35,13 @@ pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
     let g = Geometry::new(x, pool)?;
     let (y, at) = max_pool2d_fwd(x, g)?;
     Ok(y.with_grad("max_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || max_pool2d_bwd(dy, &at, g))?])))
+}
+
+/// The mean of every size × size window, side by side: (N, H, W, C) → (N, ⌊H / size⌋, ⌊W / size⌋, C).
+pub fn avg_pool2d(x: &Tensor, size: usize) -> Result<Tensor> {
+    let g = Geometry::new(x, Pool::square(size))?;
+    let y = avg_pool2d_fwd(x, g)?;
+    Ok(y.with_grad("avg_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || avg_pool2d_bwd(dy, g))?])))
 }
 
 /// All sizes of one pooling.
@@ -122,8 +132,44 @@ fn max_pool2d_bwd(dy: &Tensor, at: &Buf<u8>, g: Geometry) -> Result<Tensor> {
     Ok(dx)
 }
 
+fn avg_pool2d_fwd(x: &Tensor, g: Geometry) -> Result<Tensor> {
+    let op = "avg_pool2d";
+    let mut y = x.stale_like([g.n, g.p, g.q, g.c])?;
+    match x.device() {
+        Device::Cpu => on_real!(op, x, T => {
+            cpu::avg_fwd(y.host_mut::<T>(op)?, x.host::<T>(op)?, g);
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let (m, [h, w, c, p, q, size]) = (y.len(), [g.h, g.w, g.c, g.p, g.q, g.pool.size].map(|v| v as i32));
+            let (l, y, x) = (Launch::elements(m), y.buf_mut(op)?, x.buf(op)?);
+            launch::avg_pool2d_fwd_f32(cuda, l, y, x, m as i32, h, w, c, p, q, size)?;
+        }
+    }
+    Ok(y)
+}
+
+fn avg_pool2d_bwd(dy: &Tensor, g: Geometry) -> Result<Tensor> {
+    let op = "avg_pool2d_bwd";
+    let mut dx = dy.stale_like([g.n, g.h, g.w, g.c])?;
+    match dy.device() {
+        Device::Cpu => on_real!(op, dy, T => {
+            cpu::avg_bwd(dx.host_mut::<T>(op)?, dy.host::<T>(op)?, g);
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let (m, [h, w, c, p, q, size]) = (dx.len(), [g.h, g.w, g.c, g.p, g.q, g.pool.size].map(|v| v as i32));
+            let (l, dx, dy) = (Launch::elements(m), dx.buf_mut(op)?, dy.buf(op)?);
+            launch::avg_pool2d_bwd_f32(cuda, l, dx, dy, m as i32, h, w, c, p, q, size)?;
+        }
+    }
+    Ok(dx)
+}
+
 mod cpu {
     use rayon::prelude::*;
+
+    use crate::device::cpu as threads;
 
     use super::{Geometry, Real};
 
@@ -210,6 +256,39 @@ mod cpu {
                 }
             });
         }
+    }
+
+    /// y: (N, P, Q, C), x: (N, H, W, C)
+    pub fn avg_fwd<T: Real>(y: &mut [T], x: &[T], g: Geometry) {
+        let (c, area) = (g.c.max(1), (g.pool.size * g.pool.size) as f64);
+        threads::chunks(y, c, |at, y| {
+            let mut sums = vec![0.0; c];
+            for (window, y) in (at / c..).zip(y.chunks_exact_mut(c)) {
+                sums.fill(0.0);
+                let image = &x[window / (g.p * g.q) * g.image()..];
+                inside(g, window % (g.p * g.q), |_, pixel| {
+                    sums.iter_mut().zip(&image[pixel * c..]).for_each(|(s, x)| *s += x.f64());
+                });
+                y.iter_mut().zip(&sums).for_each(|(y, s)| *y = T::of(s / area));
+            }
+        });
+    }
+
+    /// dx: (N, H, W, C), dy: (N, P, Q, C)
+    pub fn avg_bwd<T: Real>(dx: &mut [T], dy: &[T], g: Geometry) {
+        let (c, size) = (g.c.max(1), g.pool.size);
+        let area = (size * size) as f64;
+        threads::chunks(dx, c, |at, dx| {
+            for (pixel, dx) in (at / c..).zip(dx.chunks_exact_mut(c)) {
+                let (q, p, n) = (pixel % g.w / size, pixel / g.w % g.h / size, pixel / g.w / g.h);
+                if p >= g.p || q >= g.q {
+                    dx.fill(T::default());
+                    continue;
+                }
+                let dy = &dy[((n * g.p + p) * g.q + q) * c..];
+                dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = T::of(dy.f64() / area));
+            }
+        });
     }
 
     /// `f(position in the window, pixel of the image)` for the part of a window that is inside, row by row.
@@ -332,6 +411,19 @@ macro_rules! case {
 
 const OVERLAP: Pool = Pool { size: 3, stride: 2, pad: 1 };
 
+macro_rules! avg_case {
+    ($name:literal, [$n:literal, $h:literal, $w:literal, $c:literal], $size:literal) => {
+        Case {
+            name: $name,
+            inputs: &[Arg::Diff(&[$n, $h, $w, $c], -2.0, 2.0)],
+            run: |x| avg_pool2d(&x[0], $size),
+            sum: $size * $size,
+            flops: $n * $h * $w * $c,
+            bytes: 4 * $n * $c * ($h * $w + ($h / $size) * ($w / $size)),
+        }
+    };
+}
+
 /// Shapes every suite runs these operations on.
 pub(super) const CASES: &[Case] = &[
     case!("max_pool2d/1x1x1x1", [1, 1, 1, 1], Pool::square(1), 1, 1),
@@ -342,6 +434,8 @@ pub(super) const CASES: &[Case] = &[
     case!("max_pool2d/1x3x3x33/3s1p2", [1, 3, 3, 33], Pool { size: 3, stride: 1, pad: 2 }, 9, 825),
     case!("max_pool2d/1x7x7x3/2s3", [1, 7, 7, 3], Pool { size: 2, stride: 3, pad: 0 }, 1, 12),
     case!("max_pool2d/0x4x4x10", [0, 4, 4, 10], Pool::square(2), 1, 0),
+    avg_case!("avg_pool2d/2x4x4x5", [2, 4, 4, 5], 4),
+    avg_case!("avg_pool2d/1x5x7x3", [1, 5, 7, 3], 2),
 ];
 
 /// Real sizes, too large for a gradient check: device agreement and benchmarks.
@@ -349,6 +443,7 @@ pub(super) const LARGE: &[Case] = &[
     case!("max_pool2d/128x24x24x10", [128, 24, 24, 10], Pool::square(2), 1, 184320),
     case!("max_pool2d/128x8x8x20", [128, 8, 8, 20], Pool::square(2), 1, 40960),
     case!("max_pool2d/3x33x31x17/3s2p1", [3, 33, 31, 17], OVERLAP, 4, 13872),
+    avg_case!("avg_pool2d/64x4x4x128", [64, 4, 4, 128], 4),
 ];
 
 #[cfg(test)]

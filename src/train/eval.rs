@@ -21,7 +21,7 @@ fn batches(
 ) -> Result<()> {
     let clock = Rc::new(Clock::new(images.pixels.device())?);
     let rng = Rng::new(0).at(Purpose::Dropout, 0, 0); // not drawn from: dropout is off
-    let cx = Ctx { mode: Mode::Eval, rng, clock: &clock, params: &model.params };
+    let cx = Ctx::new(Mode::Eval, rng, &clock, &model.params);
     let mut at = 0;
     while at < order.len() {
         let n = batch.min(order.len() - at);

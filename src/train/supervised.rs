@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::data::{self, PoolIdx};
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
+use crate::nn::resnet::ResNet18;
 use crate::nn::{Ctx, Layout, Mode, Net, Params};
 use crate::ops::{self, View};
 use crate::optim::{Sgd, rate_at};
@@ -62,9 +63,13 @@ impl Model {
         let classes = data.spec.classes;
         let net: Box<dyn Net> = match data.spec.model {
             data::Model::LeNet => Box::new(LeNet::new(&mut layout, classes)),
+            data::Model::ResNet18 if data.spec.h != data.spec.w => {
+                let why = format!("ResNet-18 wants square images, not {}x{}; resize them", data.spec.h, data.spec.w);
+                return Err(Error::Config { key: "model".into(), why });
+            }
             data::Model::ResNet18 => {
-                let why = format!("{} needs ResNet-18, which this version cannot train yet", data.spec.id);
-                return Err(Error::Config { key: "dataset".into(), why });
+                let width = 16; // the paper's code
+                Box::new(ResNet18::new(&mut layout, width, [data.spec.h, data.spec.c], classes)?)
             }
         };
         let params = layout.init(&data.device, Rng::new(seed).at(Purpose::Init, round, 0))?;
@@ -170,12 +175,14 @@ impl Trainer<'_> {
                     let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
                     let y = ops::gather_labels(&labels, &order, &clock, n)?;
                     let rng = rng.at(Purpose::Dropout, round, 0);
-                    let cx = Ctx { mode: Mode::Train, rng, clock: &clock, params: &model.params };
+                    let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
                     let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
                     let grads = loss.backward(&model.params)?;
+                    let seen = cx.into_seen();
                     ops::write_loss(&mut losses, &loss.detach(), &clock)?;
                     drop(loss); // frees the graph's windows on the weights before they move
                     sgd.step(&mut model.params, &grads, &clock)?;
+                    model.params.absorb(&seen)?;
                     clock.advance(n)
                 })?;
             }

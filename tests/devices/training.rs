@@ -28,7 +28,7 @@ fn fit(device: &Device, graphs: bool) -> (Fit, Vec<f64>) {
 }
 
 fn weights(f: &Fit) -> Vec<f64> {
-    f.model.params.to_host().unwrap().into_iter().flat_map(|(_, _, v)| v).map(f64::from).collect()
+    f.model.params.to_host().unwrap().into_iter().flat_map(|(_, v)| v).map(f64::from).collect()
 }
 
 pub fn lenet() {
