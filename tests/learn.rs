@@ -1,8 +1,17 @@
-//! Does it learn: a handful of examples by heart, and more from more labels.
+//! Does it learn: a handful of examples by heart, and more from more labels. And is training what it is said to be.
+
+use std::rc::Rc;
 
 use dalcore::bench::config::{Config, Preset, Profile};
-use dalcore::data::{Dataset, PoolIdx, synthetic};
+use dalcore::clock::Clock;
+use dalcore::data::{Dataset, Flip, PoolIdx, synthetic};
 use dalcore::device::Device;
+use dalcore::nn::lenet::LeNet;
+use dalcore::nn::{Ctx, Layout, Mode, Net, checkpoint};
+use dalcore::ops::{self, View};
+use dalcore::optim::Sgd;
+use dalcore::rng::{Purpose, Rng};
+use dalcore::tensor::{Buf, Tensor};
 use dalcore::train::{DeviceData, Fit, Recipe, Trainer};
 
 fn recipe() -> Recipe {
@@ -56,7 +65,7 @@ fn a_diverging_run_says_where() {
 fn training_repeats_and_ignores_the_thread_count() {
     let (data, labelled) = data(300, 100);
     let r = recipe();
-    let weights = || dalcore::nn::checkpoint::to_bytes(&fit(&data, &r, &labelled, 9).model.params).unwrap();
+    let weights = || checkpoint::to_bytes(&fit(&data, &r, &labelled, 9).model.params).unwrap();
     let one = weights();
     assert_eq!(one, weights());
     let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
@@ -64,9 +73,58 @@ fn training_repeats_and_ignores_the_thread_count() {
         pool(n).install(|| {
             // Tensors stay on one thread, so the data is made again inside.
             let (data, labelled) = self::data(300, 100);
-            dalcore::nn::checkpoint::to_bytes(&fit(&data, &recipe(), &labelled, 9).model.params).unwrap()
+            checkpoint::to_bytes(&fit(&data, &recipe(), &labelled, 9).model.params).unwrap()
         })
     };
     assert_eq!(one, in_pool(1), "one thread");
     assert_eq!(one, in_pool(3), "three threads");
+}
+
+/// The weights of three epochs, written out: the order of every epoch, its batches with or without the tail, crops,
+/// flips and masks that follow the epoch and the step, a rate that drops after the first epoch.
+fn written_out(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)], seed: u64, sizes: &[usize]) -> Vec<u8> {
+    const ROUND: u32 = 4;
+    let (d, root) = (&Device::Cpu, Rng::new(seed));
+    let mut layout = Layout::default();
+    let net = LeNet::new(&mut layout, 10);
+    let mut params = layout.init(d, root.at(Purpose::Init, ROUND, 0)).unwrap();
+    let mut sgd = Sgd::new(&params, r.momentum, r.weight_decay, Some(r.grad_clamp)).unwrap();
+    let (mean, std) = (synthetic::SPEC.mean, synthetic::SPEC.std);
+    let view = View::train(d, mean, std, r.crop_pad, Flip::Half, root, ROUND).unwrap();
+    let clock = Rc::new(Clock::new(d).unwrap());
+    let mut labels = vec![0; data.train.len()];
+    labelled.iter().for_each(|(id, label)| labels[id.index()] = *label);
+    let labels = Buf::from_host(d, &labels).unwrap();
+    for (epoch, rate) in [(0, 0.05), (1, 0.005), (2, 0.005)] {
+        let order = root.at(Purpose::Shuffle, ROUND, epoch).permutation(labelled.len());
+        let order: Vec<u32> = order.into_iter().map(|i| labelled[i as usize].0.0).collect();
+        let order = Tensor::new(d, [order.len()], &order).unwrap();
+        clock.start(epoch * sizes.len() as u32, epoch, rate).unwrap();
+        for n in sizes {
+            let x = ops::gather_images(&data.train.pixels, &order, &clock, *n, &view).unwrap();
+            let y = ops::gather_labels(&labels, &order, &clock, *n).unwrap();
+            let rng = root.at(Purpose::Dropout, ROUND, 0);
+            let cx = Ctx::new(Mode::Train, rng, &clock, &params);
+            let loss = ops::cross_entropy(&net.forward(&x, &cx).unwrap().logits, &y).unwrap();
+            let grads = loss.backward(&params).unwrap();
+            sgd.step(&mut params, &grads, &clock).unwrap();
+            clock.advance(*n).unwrap();
+        }
+    }
+    checkpoint::to_bytes(&params).unwrap()
+}
+
+#[test]
+fn training_is_the_loop_written_out() {
+    let (data, all) = data(104, 10);
+    let mut r = recipe();
+    (r.epochs, r.milestones, r.lr, r.batch) = (3, vec![1], 0.05, 16);
+    (r.crop_pad, r.flip, r.grad_clamp, r.drop_small_tail) = (2, true, 0.1, true);
+    // A tail of a quarter stays, a smaller one does not, unless it is all there is.
+    for (n, sizes) in [(52, &[16, 16, 16, 4][..]), (51, &[16, 16, 16]), (3, &[3])] {
+        let labelled: Vec<(PoolIdx, u32)> = all.iter().skip(1).step_by(2).take(n).copied().collect();
+        let trainer = Trainer { data: &data, recipe: &r, eval_batch: 8, graphs: true, seed: 9, on_epoch: &|_| Ok(()) };
+        let got = checkpoint::to_bytes(&trainer.fit(4, &labelled).unwrap().model.params).unwrap();
+        assert!(got == written_out(&data, &r, &labelled, 9, sizes), "{n} examples in batches of {sizes:?}");
+    }
 }

@@ -8,7 +8,7 @@
 //! with the roles swapped.
 
 use super::matmul::{TILE_ROWS, tile_cols};
-use super::{Arg, Case, sum_rows};
+use super::{Arg, Case, longest, sum_rows};
 use crate::device::microkernel::{self as fast, Geometry};
 use crate::device::{Cuda, Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
@@ -208,12 +208,12 @@ const fn case(
     name: &'static str,
     inputs: &'static [Arg],
     run: fn(&[Tensor]) -> Result<Tensor>,
-    [n, p, q, k, rsc]: [u64; 5],
+    [n, p, q, k, rs, c]: [u64; 6],
     x: u64,
 ) -> Case {
-    let y = n * p * q * k;
-    let sum = if rsc > n * p * q { rsc } else { n * p * q } as usize;
-    Case { name, inputs, run, sum, flops: 2 * y * rsc, bytes: 4 * (y + k * rsc + n * x) }
+    let (y, w) = (n * p * q * k, k * rs * c);
+    let sum = longest([rs * c, rs * k, n * p * q]);
+    Case { name, inputs, run, sum, flops: 2 * y * rs * c, bytes: 4 * (y + w + n * x) }
 }
 
 fn plain(x: &[Tensor], stride: usize, pad: usize) -> Result<Tensor> {
@@ -226,28 +226,28 @@ pub const CASES: &[Case] = &[
         "conv2d/2x6x5x1-3x3x3",
         &[Arg::Diff(&[2, 6, 5, 1], -1.0, 1.0), Arg::Diff(&[3, 3, 3, 1], -1.0, 1.0), Arg::Diff(&[3], -1.0, 1.0)],
         |x| plain(x, 1, 0),
-        [2, 4, 3, 3, 9],
+        [2, 4, 3, 3, 9, 1],
         30,
     ),
     case(
         "conv2d/1x7x7x3-2x5x5-pad2",
         &[Arg::Diff(&[1, 7, 7, 3], -1.0, 1.0), Arg::Diff(&[2, 5, 5, 3], -1.0, 1.0)],
         |x| plain(x, 1, 2),
-        [1, 7, 7, 2, 75],
+        [1, 7, 7, 2, 25, 3],
         147,
     ),
     case(
         "conv2d/2x6x7x4-5x3x2-stride2-pad1",
         &[Arg::Diff(&[2, 6, 7, 4], -1.0, 1.0), Arg::Diff(&[5, 3, 2, 4], -1.0, 1.0), Arg::Diff(&[5], -1.0, 1.0)],
         |x| plain(x, 2, 1),
-        [2, 3, 4, 5, 24],
+        [2, 3, 4, 5, 6, 4],
         168,
     ),
     case(
         "conv2d/3x4x4x3-1x1x1-stride2",
         &[Arg::Diff(&[3, 4, 4, 3], -1.0, 1.0), Arg::Diff(&[1, 1, 1, 3], -1.0, 1.0)],
         |x| plain(x, 2, 0),
-        [3, 2, 2, 1, 3],
+        [3, 2, 2, 1, 1, 3],
         48,
     ),
 ];
@@ -258,28 +258,28 @@ pub const LARGE: &[Case] = &[
         "conv2d/16x28x28x1-10x5x5",
         &[Arg::Diff(&[16, 28, 28, 1], -1.0, 1.0), Arg::Diff(&[10, 5, 5, 1], -0.2, 0.2), Arg::Diff(&[10], -0.2, 0.2)],
         |x| plain(x, 1, 0),
-        [16, 24, 24, 10, 25],
+        [16, 24, 24, 10, 25, 1],
         784,
     ),
     case(
         "conv2d/16x12x12x10-20x5x5",
         &[Arg::Diff(&[16, 12, 12, 10], -1.0, 1.0), Arg::Diff(&[20, 5, 5, 10], -0.1, 0.1), Arg::Diff(&[20], -0.1, 0.1)],
         |x| plain(x, 1, 0),
-        [16, 8, 8, 20, 250],
+        [16, 8, 8, 20, 25, 10],
         1440,
     ),
     case(
         "conv2d/2x9x9x17-65x3x3-stride2-pad1",
         &[Arg::Diff(&[2, 9, 9, 17], -1.0, 1.0), Arg::Diff(&[65, 3, 3, 17], -0.1, 0.1)],
         |x| plain(x, 2, 1),
-        [2, 5, 5, 65, 153],
+        [2, 5, 5, 65, 9, 17],
         1377,
     ),
     case(
         "conv2d/1x8x9x33-33x1x1",
         &[Arg::Diff(&[1, 8, 9, 33], -1.0, 1.0), Arg::Diff(&[33, 1, 1, 33], -0.1, 0.1)],
         |x| plain(x, 1, 0),
-        [1, 8, 9, 33, 33],
+        [1, 8, 9, 33, 1, 33],
         2376,
     ),
 ];

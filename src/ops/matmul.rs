@@ -8,7 +8,7 @@
 //!
 //! Every element is one in-order sum over K, so a row never depends on how many rows there are.
 
-use super::{Arg, Case, sum_rows};
+use super::{Arg, Case, longest, sum_rows};
 use crate::device::{Device, Launch, launch};
 use crate::tensor::{Dtype, Real, Tensor};
 use crate::{Result, on_real};
@@ -151,7 +151,7 @@ mod fast {
 
 const fn case(name: &'static str, inputs: &'static [Arg], run: fn(&[Tensor]) -> Result<Tensor>, mnk: [u64; 3]) -> Case {
     let [m, n, k] = mnk;
-    Case { name, inputs, run, sum: 64, flops: 2 * m * n * k, bytes: 4 * (m * k + k * n + m * n) }
+    Case { name, inputs, run, sum: longest([k, n, m]), flops: 2 * m * n * k, bytes: 4 * (m * k + k * n + m * n) }
 }
 
 /// Shapes every suite runs these operations on.

@@ -1,5 +1,6 @@
 //! Every case: forward and all gradients.
 
+use dalcore::Result;
 use dalcore::device::Device;
 use dalcore::ops::{self, Case, Conv};
 use dalcore::rng::Rng;
@@ -54,26 +55,46 @@ pub fn large() {
     }
 }
 
-/// The first rows of a batch of 33 are those of a batch of 7, bit for bit.
+/// Images and rows do not depend on their batch: some of 33, computed alone, are those of the whole, bit for bit.
 pub fn batch_independence() {
     let Some(s) = cuda(0) else { return };
+    for device in [&Device::Cpu, &s.device] {
+        alone_as_in_a_batch(device);
+    }
+}
+
+fn alone_as_in_a_batch(d: &Device) {
+    const BATCH: usize = 33;
     let r = Rng::new(3);
     let fill = |n: usize, lane: u32| (0..n as u64).map(|e| r.lane(lane).uniform(e) - 0.5).collect::<Vec<f32>>();
-    let x = fill(33 * 9 * 8 * 3, 1);
-    let w = Tensor::new(&s.device, [20, 3, 3, 3], &fill(540, 2)).unwrap();
-    let l = Tensor::new(&s.device, [11, 72], &fill(792, 3)).unwrap();
-    let both = |n: usize| {
-        let conv = ops::conv2d(
-            &Tensor::new(&s.device, [n, 9, 8, 3], &x[..n * 216]).unwrap(),
-            &w,
-            None,
-            Conv { stride: 1, pad: 1 },
-        );
-        let lin = ops::linear(&Tensor::new(&s.device, [n, 72], &x[..n * 72]).unwrap(), &l, None);
-        let soft = ops::softmax(&lin.as_ref().unwrap().clone());
-        [conv, lin, soft].map(|t| t.unwrap().to_vec::<f32>().unwrap())
+    let same = |what: &str, x: &[f32], run: &dyn Fn(usize, &[f32]) -> Result<Tensor>| {
+        let bits = |from: usize, to: usize| {
+            let x = &x[from * x.len() / BATCH..to * x.len() / BATCH];
+            let y = run(to - from, x).unwrap().to_vec::<f32>().unwrap();
+            y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let whole = bits(0, BATCH);
+        for (from, to) in [(0, 7), (13, 14), (20, BATCH)] {
+            let want = &whole[from * whole.len() / BATCH..to * whole.len() / BATCH];
+            assert!(bits(from, to) == want, "{what} on {d:?}: images {from} to {to} depend on their batch");
+        }
     };
-    for (few, many) in both(7).iter().zip(both(33)) {
-        assert_eq!(few[..], many[..few.len()]);
+
+    let conv = Conv { stride: 1, pad: 1 };
+    let w = Tensor::new(d, [20, 3, 3, 3], &fill(540, 1)).unwrap();
+    same("conv2d", &fill(BATCH * 9 * 8 * 3, 2), &|n, x| ops::conv2d(&Tensor::new(d, [n, 9, 8, 3], x)?, &w, None, conv));
+    // The CPU takes another way for images whose dy is mostly zeros; it chooses for each image, not for the batch.
+    let mut dy = fill(BATCH * 9 * 8 * 20, 3);
+    for (i, dy) in dy.chunks_exact_mut(9 * 8 * 20).enumerate().filter(|(i, _)| i % 3 > 0) {
+        dy.iter_mut().enumerate().filter(|(e, _)| e % 4 > 0 || i % 3 == 2).for_each(|(_, v)| *v = 0.0);
     }
+    same("conv2d_dgrad", &dy, &|n, dy| ops::conv2d_dgrad(&Tensor::new(d, [n, 9, 8, 20], dy)?, &w, [n, 9, 8, 3], conv));
+
+    // Rows enough for several threads and several blocks.
+    let rows = fill(BATCH * 24 * 72, 4);
+    let nn = Tensor::new(d, [72, 11], &fill(792, 5)).unwrap();
+    same("matmul_nn", &rows, &|n, a| ops::matmul_nn(&Tensor::new(d, [n * 24, 72], a)?, &nn));
+    let nt = Tensor::new(d, [11, 72], &fill(792, 6)).unwrap();
+    same("matmul_nt", &rows, &|n, a| ops::matmul_nt(&Tensor::new(d, [n * 24, 72], a)?, &nt));
+    same("softmax", &rows, &|n, x| ops::softmax(&Tensor::new(d, [n * 24, 72], x)?));
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::Device;
-use dalcore::ops::{self, View};
+use dalcore::ops::{self, Pool, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
 
@@ -24,6 +24,7 @@ pub fn all() {
     let Some(s) = cuda(1) else { return };
     let devices = [Device::Cpu, s.device.clone()];
     images(&devices);
+    pooling(&devices);
     scores(&devices);
     optimizer(&devices);
     training_masks(&devices);
@@ -49,6 +50,23 @@ fn images(devices: &[Device; 2]) {
     assert_eq!(x, want_x);
     assert_eq!(l, want_l);
     assert_eq!(l, [0, 25, 25, 1, 49]);
+}
+
+/// Equal values and a NaN in the windows: the same maximum from the same place, forward and backward.
+fn pooling(devices: &[Device; 2]) {
+    let r = Rng::new(13);
+    let mut x: Vec<f32> = (0..2 * 7 * 6 * 9).map(|e| (r.u32(e) % 3) as f32).collect();
+    (x[100], x[300]) = (f32::NAN, f32::NEG_INFINITY);
+    for pool in [Pool::square(2), Pool { size: 3, stride: 2, pad: 1 }] {
+        let run = |d: &Device| {
+            let x = Tensor::new(d, [2, 7, 6, 9], &x).unwrap().tracked();
+            let y = ops::max_pool2d(&x, pool).unwrap();
+            let dy = Tensor::new(d, y.shape().clone(), &noise(y.len(), 6)).unwrap();
+            let dx = y.grad_from(&dy, &[&x]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+            [y.to_vec::<f32>().unwrap(), dx].map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        assert!(run(&devices[1]) == run(&devices[0]), "{pool:?}");
+    }
 }
 
 /// Arg-max, maxima, least confidence, counting of correct rows, writing a loss.
@@ -94,7 +112,9 @@ fn optimizer(devices: &[Device; 2]) {
         clock.start(0, 0, 0.05).unwrap();
         let mut w = Buf::from_host(d, &noise(n, 2)).unwrap();
         let mut v = Buf::from_host(d, &noise(n, 3)).unwrap();
-        let g = Buf::from_host(d, &noise(n, 4)).unwrap();
+        let mut g = noise(n, 4);
+        g[7] = f32::NAN; // stays one
+        let g = Buf::from_host(d, &g).unwrap();
         for _ in 0..2 {
             ops::sgd_step(&mut w, &mut v, &g, &clock, d, 0.9, 5e-4, 0.7).unwrap();
         }

@@ -51,6 +51,11 @@ fn top_k(d: &Device) {
         let best = (0..n).max_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(b.cmp(a))).unwrap();
         assert_eq!(ops::argmax(&values).unwrap(), best as u32);
     }
+    let inf = f32::INFINITY;
+    let t = Tensor::new(d, [8], &[-0.0, 0.0, -inf, 1e-45, inf, -1e-45, 0.0, inf]).unwrap();
+    assert_eq!(ops::top_k(&t, 8).unwrap().to_vec::<u32>().unwrap(), [4, 7, 3, 0, 1, 6, 5, 2]);
+    let zeros = Tensor::new(d, [2], &[-0.0f32, 0.0]).unwrap();
+    assert_eq!(ops::argmax(&zeros).unwrap(), 0);
     let e = ops::top_k(&Tensor::new(d, [3], &[1.0f32, f32::NAN, 2.0]).unwrap(), 1).unwrap_err().to_string();
     assert!(e.contains('1') && e.contains("NaN"), "{e}");
 }
