@@ -89,7 +89,7 @@ fn written_out(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)], seed:
     let net = LeNet::new(&mut layout, 10);
     let mut params = layout.init(d, root.at(Purpose::Init, ROUND, 0)).unwrap();
     let mut sgd = Sgd::new(&params, r.momentum, r.weight_decay, Some(r.grad_clamp)).unwrap();
-    let (mean, std) = (synthetic::SPEC.mean, synthetic::SPEC.std);
+    let (mean, std) = (&synthetic::SPEC.mean, &synthetic::SPEC.std);
     let view = View::train(d, mean, std, r.crop_pad, Flip::Half, root, ROUND).unwrap();
     let clock = Rc::new(Clock::new(d).unwrap());
     let mut labels = vec![0; data.train.len()];
