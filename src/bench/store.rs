@@ -874,6 +874,11 @@ mod tests {
             FUSE.set(Some(first * 31 % 23));
             let _ = work(&path);
             FUSE.set(None);
+            let dir = RunDir::open(&path, &manifest()).unwrap();
+            let lengths = [ROUNDS, PICKS].map(|name| length(&path.join(name)).unwrap());
+            let counted = [dir.state.rounds_bytes, dir.state.picks_bytes];
+            assert_eq!(lengths, counted, "killed after {first} steps: opening leaves whole records only");
+            drop(dir);
             work(&path).unwrap_or_else(|e| panic!("killed after {first} of {total} steps: {e}"));
             let got = snapshot(&path);
             for (name, bytes) in &want {

@@ -483,16 +483,17 @@ mod tests {
         }
     }
 
-    /// Rows enough for several fronts, labelled ones enough to be grouped: smaller cases reach neither.
+    /// Rows enough for several fronts, labelled ones enough to be grouped, and every row picked: those whose bounds
+    /// were left behind, half up to date, come up last. Smaller cases reach none of this.
     #[test]
     fn lazy_equals_the_plain_loop_over_several_fronts() {
-        for (d, levels) in [(1, 0), (2, 40), (3, 6), (5, 0)] {
-            let x = points(2000, d, levels, 1);
-            let labelled: Vec<u32> = (0..2000).filter(|i| i % 3 == 0).collect();
-            let rest: Vec<u32> = (0..2000).filter(|i| i % 3 != 0).collect();
-            // So many that rows come up whose bounds were left behind.
-            let want = brute(&x, &labelled, &rest, 1000);
-            assert_eq!(kcenter(&x, &labelled, &rest, 1000).unwrap(), want, "width {d}, {levels} levels");
+        for (n, d, levels, every) in
+            [(2000, 1, 0, 3), (2000, 2, 40, 3), (2000, 3, 6, 3), (2000, 5, 0, 3), (3000, 8, 0, 2), (5000, 2, 0, 2)]
+        {
+            let x = points(n, d, levels, 1);
+            let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| i % every == 0);
+            let want = brute(&x, &labelled, &rest, n);
+            assert_eq!(kcenter(&x, &labelled, &rest, n).unwrap(), want, "{n}x{d}, {levels} levels");
         }
     }
 }

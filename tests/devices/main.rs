@@ -17,13 +17,14 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 8] = [
+    let parts: [(&str, fn()); 9] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("rows do not depend on the batch", cases::batch_independence),
         ("functions without a gradient", functions::all),
         ("selection", selection::all),
         ("training", training::lenet),
+        ("batch normalisation in a step", training::resnet),
         ("graphs", training::graphs),
         ("memory", memory::all),
     ];

@@ -76,7 +76,9 @@ fn distances(d: &Device) {
 fn centres(d: &Device) {
     for (n, w, l, k) in [(40, 2, 1, 39), (300, 3, 20, 50), (130, 50, 7, 30), (60, 5, 0, 10)] {
         let x = whole(n * w, 5, w as u32);
-        let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| (*i as usize) < l);
+        // Rows that are neither count for nothing, not even for the mean.
+        let (labelled, rest): (Vec<u32>, Vec<u32>) =
+            (0..n as u32).filter(|i| i % 13 != 12).partition(|i| (*i as usize) < l);
         let run = |d: &Device| kcenter(&Tensor::new(d, [n, w], &x).unwrap(), &labelled, &rest, k).unwrap();
         let (got, want) = (run(d), run(&Device::Cpu));
         assert_eq!(got.ids, want.ids, "{n} x {w}, {l} labelled, {k} picks");

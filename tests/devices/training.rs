@@ -1,10 +1,17 @@
 //! Whole training runs on the device: eager and replayed as graphs the same bytes, and the CPU's numbers.
 
+use std::rc::Rc;
+
 use dalcore::bench::config::{Config, Preset, Profile};
+use dalcore::clock::Clock;
 use dalcore::data::{Dataset, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
+use dalcore::nn::resnet::ResNet18;
+use dalcore::nn::{Ctx, Layout, Mode, Net};
 use dalcore::ops;
+use dalcore::optim::Sgd;
+use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
 use dalcore::train::{DeviceData, Fit, Trainer, extract};
 
@@ -46,6 +53,54 @@ pub fn lenet() {
     assert_close("weights after eight steps", &weights(&eager.0), &want, |_| 2e-4 * scale(&want));
     assert_close("logits", &eager.1, &host_logits, |_| 1e-3 * scale(&host_logits));
     assert_close("losses", &eager.0.loss, &host.loss, |w| 1e-4 * w);
+}
+
+/// Three steps of a narrow ResNet-18, momentum and running statistics included, and an evaluation: eager and replayed
+/// the same bytes, and the CPU's numbers.
+pub fn resnet() {
+    const BATCH: usize = 5;
+    let run = |d: &Device, graphs: bool| {
+        let mut layout = Layout::default();
+        let net = ResNet18::new(&mut layout, 4, [32, 3], 7).unwrap();
+        let root = Rng::new(5);
+        let mut params = layout.init(d, root.at(Purpose::Init, 0, 0)).unwrap();
+        let mut sgd = Sgd::new(&params, 0.9, 5e-4, Some(0.1)).unwrap();
+        let clock = Rc::new(Clock::new(d).unwrap());
+        clock.start(0, 0, 0.05).unwrap();
+        let x: Vec<f32> = (0..(BATCH * 3072) as u64).map(|e| 2.0 * root.uniform(e) - 1.0).collect();
+        let x = Tensor::new(d, [BATCH, 32, 32, 3], &x).unwrap();
+        let labels = Tensor::new(d, [BATCH], &[0u32, 6, 3, 3, 1]).unwrap();
+        let mut replay = Replay::new(graphs);
+        for _ in 0..3 {
+            replay
+                .run(d, || {
+                    let cx = Ctx::new(Mode::Train, root.at(Purpose::Dropout, 0, 0), &clock, &params);
+                    let loss = ops::cross_entropy(&net.forward(&x, &cx)?.logits, &labels)?;
+                    let grads = loss.backward(&params)?;
+                    let seen = cx.into_seen();
+                    drop(loss);
+                    sgd.step(&mut params, &grads, &clock)?;
+                    params.absorb(&seen)?;
+                    clock.advance(BATCH)
+                })
+                .unwrap();
+        }
+        let mut logits = Vec::new();
+        for mode in [Mode::Eval, Mode::McDropout { pass: 0 }, Mode::McDropout { pass: 1 }] {
+            let cx = Ctx::new(mode, root.at(Purpose::McDropout, 0, 0), &clock, &params);
+            logits.push(net.forward(&x, &cx).unwrap().logits.to_f64().unwrap());
+        }
+        assert!(logits[0] != logits[1] && logits[1] != logits[2], "every pass has masks of its own");
+        let state: Vec<f64> = params.to_host().unwrap().into_iter().flat_map(|(_, v)| v).map(f64::from).collect();
+        (state, logits.concat())
+    };
+    let Some(s) = cuda(0) else { return };
+    let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
+    assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
+    // Twenty layers of sums, and momentum over three steps; a normalisation over 80 values of the last maps enlarges
+    // what the layers before it were off by.
+    assert_close("parameters and statistics", &eager.0, &host.0, |_| 1e-4 * scale(&host.0));
+    assert_close("logits", &eager.1, &host.1, |_| 1e-3 * scale(&host.1));
 }
 
 /// A small step replayed eight times; and a step that allocates more than its first run is refused.
