@@ -201,7 +201,7 @@ impl Experiment<'_> {
             profile: self.plan.profile.name().into(),
             seed,
             config,
-            model: "lenet".into(),
+            model: self.data.spec.model.name().into(),
             precision: "f32".into(),
             data_fingerprint: self.fingerprint.clone(),
             device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),

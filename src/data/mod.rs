@@ -125,8 +125,18 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub enum Model {
     /// The LeNet variant of METHODS 1.1.
     LeNet,
-    /// ResNet-18 for small images, METHODS 1.2 and 1.3.
+    /// ResNet-18 for small images, METHODS 1.2 and 1.3; its first stage has 16 channels, as in the paper's code.
     ResNet18,
+}
+
+impl Model {
+    /// What manifests call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Model::LeNet => "lenet",
+            Model::ResNet18 => "resnet18-w16",
+        }
+    }
 }
 
 /// Whether training images are mirrored.
