@@ -1,4 +1,4 @@
-"""LeNet in dalcore and in PyTorch on this machine, interleaved, medians and ratios. k-center: see kcenter.py.
+"""LeNet and ResNet-18 in dalcore and in PyTorch on this machine, interleaved, medians and ratios. k-center: see kcenter.py.
 
     pip install torch      (into a virtual environment)
     python benches/peer.py [--rounds 5] [--threads 2] [--cuda]
@@ -34,11 +34,66 @@ def report(name, ours_s, theirs_s, peer):
     print(f"{name:<34} dalcore {a * 1e3:9.2f} ms ({spread(ours_s)})   {peer} {b * 1e3:9.2f} ms ({spread(theirs_s)})   ratio {b / a:6.1f}x", flush=True)
 
 
-def lenet():
-    import torch
-    from torch import nn
+def step(net, opt, x, y):
+    """One training step as the engine does it: element-wise gradient clamp included."""
 
-    torch.set_num_threads(args.threads)
+    def run():
+        opt.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        for w in net.parameters():
+            w.grad.clamp_(-0.1, 0.1)
+        opt.step()
+
+    return run
+
+
+def timed(f, n):
+    f()
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        f()
+        if args.cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def resnet():
+    """ResNet-18, width 16, 32x32, batch 256, channels_last; the engine's side also crops and flips."""
+    nn = torch.nn
+    torch.manual_seed(0)
+
+    def conv(c, k, r, stride):
+        return nn.Sequential(nn.Conv2d(c, k, r, stride, r // 2, bias=False), nn.BatchNorm2d(k))
+
+    class Block(nn.Module):
+        def __init__(self, c, k, stride):
+            super().__init__()
+            self.one, self.two = conv(c, k, 3, stride), conv(k, k, 3, 1)
+            self.down = conv(c, k, 1, stride) if stride > 1 or c != k else nn.Identity()
+
+        def forward(self, x):
+            return torch.relu(self.two(torch.relu(self.one(x))) + self.down(x))
+
+    blocks = [Block(16 << max(0, s - (i == 0)), 16 << s, 2 if s and i == 0 else 1) for s in range(4) for i in range(2)]
+    blocks[0] = Block(16, 16, 1)
+    net = nn.Sequential(conv(3, 16, 3, 1), nn.ReLU(), *blocks, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
+    assert sum(p.numel() for p in net.parameters()) == 701_466
+    net = net.to(device, memory_format=torch.channels_last)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    x = torch.randn(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (256,), device=device)
+    a, b = [], []
+    for _ in range(args.rounds):
+        a.append(ours("resnet-train"))
+        b.append(timed(step(net, opt, x, y), 4))
+    report("resnet-train (w16, batch 256)", a, b, "PyTorch")
+
+
+def lenet():
+    nn = torch.nn
 
     class LeNet(nn.Module):
         def __init__(self):
@@ -58,30 +113,11 @@ def lenet():
     x, y = torch.randn(128, 1, 28, 28, device=device), torch.randint(10, (128,), device=device)
     e = torch.randn(1024, 1, 28, 28, device=device)
 
-    def train():
-        opt.zero_grad()
-        loss = nn.functional.cross_entropy(net(x), y)
-        loss.backward()
-        for w in net.parameters():
-            w.grad.clamp_(-0.1, 0.1)
-        opt.step()
-
     def evaluate():
         with torch.no_grad():
             return net(e).argmax(1).sum()
 
-    def timed(f, n):
-        f()
-        times = []
-        for _ in range(n):
-            start = time.perf_counter()
-            f()
-            if args.cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-    for name, f, mode, n in [("lenet-train", train, True, 60), ("lenet-eval", evaluate, False, 30)]:
+    for name, f, mode, n in [("lenet-train", step(net, opt, x, y), True, 60), ("lenet-eval", evaluate, False, 30)]:
         net.train(mode)
         a, b = [], []
         for _ in range(args.rounds):
@@ -90,5 +126,9 @@ def lenet():
         report(name + (" (batch 128)" if mode else " (batch 1024)"), a, b, "PyTorch")
 
 
+import torch  # noqa: E402  (after the arguments: --help needs no PyTorch)
+
+torch.set_num_threads(args.threads)
 binary = peer_binary()
 lenet()
+resnet()
