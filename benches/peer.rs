@@ -52,7 +52,7 @@ fn lenet(device: &Device, train: bool) -> Result<f64> {
         }
         return Ok(median(times));
     }
-    train(&data, &labels, 24)
+    training_step(&data, &labels, 24)
 }
 
 /// Seconds per training step of 256 images of ResNet-18, width 16, crops and flips included.
@@ -68,11 +68,11 @@ fn resnet(device: &Device) -> Result<f64> {
     };
     let set = Dataset::new(&cifar::CIFAR10, images(256 * 3), images(10));
     let labels: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(set.train.labels.iter().copied()).collect();
-    train(&DeviceData::new(device, &set)?, &labels, 3)
+    training_step(&DeviceData::new(device, &set)?, &labels, 3)
 }
 
 /// Median over the epochs of the seconds of a training step.
-fn train(data: &DeviceData, labels: &[(PoolIdx, u32)], epochs: u32) -> Result<f64> {
+fn training_step(data: &DeviceData, labels: &[(PoolIdx, u32)], epochs: u32) -> Result<f64> {
     let preset = bench::config::Preset::find("paper")?.1;
     let mut recipe = bench::config::Config::base(&data.spec, &preset, bench::config::Profile::Clean).train;
     recipe.epochs = epochs;
