@@ -135,6 +135,7 @@ impl<'a> Panels<'a> {
                 1 => rows_panel::<6, 1, 0>(t),
                 // The first layer of a network on grey images: runs this short must be unrolled.
                 2 if runs.len == 5 => rows_panel::<6, 2, 5>(t),
+                2 if tile(bases.len()) == 5 => rows_panel::<5, 2, 0>(t),
                 2 => rows_panel::<6, 2, 0>(t),
                 // Twelve sums and three columns leave one of AVX2's sixteen registers: it spills.
                 _ if level() == Level::Avx512 => rows_panel::<4, 3, 0>(t),
@@ -312,6 +313,11 @@ fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: 
     }
 }
 
+/// Rows of a tile: five where that leaves none over and six would.
+fn tile(rows: usize) -> usize {
+    if rows.is_multiple_of(5) && !rows.is_multiple_of(6) { 5 } else { 6 }
+}
+
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 18;
 
@@ -330,7 +336,9 @@ pub fn product(y: &mut [f32], a: &[f32], b: &Panels, bias: Option<&[f32]>) {
     if m * n * k < WORTH_A_THREAD {
         return part(m, 0, y);
     }
-    let group = WORTH_A_THREAD.div_ceil(n * k.max(1)).next_multiple_of(12);
+    // As few groups as there are threads, so that a panel that is in the cache meets many rows. No sum depends on it.
+    let least = WORTH_A_THREAD.div_ceil(n * k.max(1));
+    let group = m.div_ceil(rayon::current_num_threads()).max(least).next_multiple_of(tile(m));
     y.par_chunks_mut(group * n).enumerate().for_each(|(g, y)| part(y.len() / n, g * group, y));
 }
 
