@@ -46,9 +46,9 @@ fn plan(cols: usize) -> Vec<(usize, usize)> {
 /// Columns `at` to `at` + 8 nv of the rows of b, each of `cols` floats, with zeros beyond them.
 fn pack(panel: &mut [f32], nv: usize, b: &[f32], cols: usize, at: usize) {
     match (nv, cols - at >= nv * LANES) {
-        (1, true) => copy::<LANES>(panel, LANES, 0, b, cols, at),
-        (2, true) => copy::<{ 2 * LANES }>(panel, 2 * LANES, 0, b, cols, at),
-        (3, true) => copy::<{ 3 * LANES }>(panel, 3 * LANES, 0, b, cols, at),
+        (1, true) => copy::<LANES>(panel, b, cols, at),
+        (2, true) => copy::<{ 2 * LANES }>(panel, b, cols, at),
+        (3, true) => copy::<{ 3 * LANES }>(panel, b, cols, at),
         _ => {
             let valid = cols - at;
             for (to, from) in panel.chunks_exact_mut(nv * LANES).zip(b.chunks_exact(cols)) {
@@ -60,11 +60,9 @@ fn pack(panel: &mut [f32], nv: usize, b: &[f32], cols: usize, at: usize) {
 }
 
 /// W columns of every row; a width known to the compiler is a few moves and not a call for each row.
-fn copy<const W: usize>(to: &mut [f32], to_cols: usize, to_at: usize, from: &[f32], from_cols: usize, from_at: usize) {
-    for (to, from) in to.chunks_exact_mut(to_cols).zip(from.chunks_exact(from_cols)) {
-        let mut row = [0.0; W];
-        row.copy_from_slice(&from[from_at..from_at + W]);
-        to[to_at..to_at + W].copy_from_slice(&row);
+fn copy<const W: usize>(panel: &mut [f32], b: &[f32], cols: usize, at: usize) {
+    for (to, from) in panel.chunks_exact_mut(W).zip(b.chunks_exact(cols)) {
+        to.copy_from_slice(&from[at..at + W]);
     }
 }
 
@@ -701,6 +699,21 @@ mod tests {
         }
     }
 
+    /// Calls f(output, input, filter element) for every product of the convolution, from its definition.
+    fn products(n: usize, g: &Geometry, mut f: impl FnMut(usize, usize, usize)) {
+        let taps = g.r * g.s * g.c;
+        for at in 0..n * g.y_len() {
+            let (k, q, p, i) = (at % g.k, at / g.k % g.q, at / g.k / g.q % g.p, at / g.y_len());
+            for tap in 0..taps {
+                let (c, s, r) = (tap % g.c, tap / g.c % g.s, tap / g.c / g.s);
+                let (h, w) = ((p * g.stride + r).wrapping_sub(g.pad), (q * g.stride + s).wrapping_sub(g.pad));
+                if h < g.h && w < g.w {
+                    f(at, ((i * g.h + h) * g.w + w) * g.c + c, k * taps + tap);
+                }
+            }
+        }
+    }
+
     #[test]
     fn convolutions_of_every_shape() {
         for (n, h, w, c, k, r, s, stride, pad) in [
@@ -720,20 +733,12 @@ mod tests {
                 (noise(n * h * w * c, 1), noise(k * r * s * c, 2), noise(n * p * q * k, 3), noise(k, 4));
             let mut y = vec![0.0f64; n * p * q * k];
             let (mut dx, mut dw) = (vec![0.0f64; x.len()], vec![0.0f64; f.len()]);
-            for at in 0..n * p * q * k {
-                let (ki, qi, pi, ni) = (at % k, at / k % q, at / k / q % p, at / k / q / p);
-                y[at] = f64::from(bias[ki]);
-                for tap in 0..r * s * c {
-                    let (ci, si, ri) = (tap % c, tap / c % s, tap / c / s);
-                    let (hi, wi) = ((pi * stride + ri).wrapping_sub(pad), (qi * stride + si).wrapping_sub(pad));
-                    if hi < h && wi < w {
-                        let (xi, fi) = (((ni * h + hi) * w + wi) * c + ci, ki * r * s * c + tap);
-                        y[at] += f64::from(x[xi]) * f64::from(f[fi]);
-                        dx[xi] += f64::from(dy[at]) * f64::from(f[fi]);
-                        dw[fi] += f64::from(dy[at]) * f64::from(x[xi]);
-                    }
-                }
-            }
+            y.iter_mut().enumerate().for_each(|(i, y)| *y = f64::from(bias[i % k]));
+            products(n, &g, |yi, xi, fi| {
+                y[yi] += f64::from(x[xi]) * f64::from(f[fi]);
+                dx[xi] += f64::from(dy[yi]) * f64::from(f[fi]);
+                dw[fi] += f64::from(dy[yi]) * f64::from(x[xi]);
+            });
             let name = format!("{g:?} x {n}");
             let mut got = vec![f32::NAN; y.len()];
             conv_fwd(&mut got, &x, &f, Some(&bias), &g);
@@ -771,18 +776,10 @@ mod tests {
             }
             // In f64, from the definition; the dense forms are held against the same in the test above.
             let (mut dx, mut dw) = (vec![0.0f64; x.len()], vec![0.0f64; f.len()]);
-            for at in 0..dy.len() {
-                let (ki, qi, pi, ni) = (at % k, at / k % q, at / k / q % p, at / k / q / p);
-                for tap in 0..r * s * c {
-                    let (ci, si, ri) = (tap % c, tap / c % s, tap / c / s);
-                    let (hi, wi) = ((pi * stride + ri).wrapping_sub(pad), (qi * stride + si).wrapping_sub(pad));
-                    if hi < h && wi < w {
-                        let (xi, fi) = (((ni * h + hi) * w + wi) * c + ci, ki * r * s * c + tap);
-                        dx[xi] += f64::from(dy[at]) * f64::from(f[fi]);
-                        dw[fi] += f64::from(dy[at]) * f64::from(x[xi]);
-                    }
-                }
-            }
+            products(n, &g, |yi, xi, fi| {
+                dx[xi] += f64::from(dy[yi]) * f64::from(f[fi]);
+                dw[fi] += f64::from(dy[yi]) * f64::from(x[xi]);
+            });
             let name = format!("sparse {g:?} x {n}");
             let mut got = vec![f32::NAN; x.len()];
             conv_dgrad(&mut got, &dy, &f, &g);
