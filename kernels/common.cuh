@@ -5,7 +5,8 @@
 //     SHARED(float, tile, [32][33]);     a static array, aligned to 16 bytes
 //     DYN_SHARED(float, buffer);         a pointer to the launch's dynamic shared memory, aligned to 16 bytes
 // An entry point is KERNEL name(...) at the start of a line, KERNEL __launch_bounds__(256) name(...)
-// included.
+// included. In a file whose first line is "// Variants: a b" an entry point KERNEL VARIANT(name)(...) stands for name_a
+// and name_b: the file includes itself once for each (floats.cuh does it for the float types a tensor can store).
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -22,6 +23,8 @@
 
 #define KERNEL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__
+
+using bf16 = __nv_bfloat16;
 
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
@@ -119,7 +122,7 @@ DEVICE Best block_argmax(Best v) {
 
 // ---- f32 and bf16 behind one name, for functions that are templates over the stored type ----
 DEVICE float to_float(float x) { return x; }
-DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 
 template <class T>
 DEVICE T from_float(float x);
@@ -128,7 +131,7 @@ DEVICE float from_float<float>(float x) {
     return x;
 }
 template <>
-DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+DEVICE bf16 from_float<bf16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
@@ -170,6 +173,50 @@ DEVICE void unpack8(float (&out)[8], uint4 v) {
 DEVICE uint4 pack8(const float (&x)[8]) {
     return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
                       pack_bf16(x[6], x[7]));
+}
+
+// 16 bytes of a stored type as floats.
+template <class S>
+struct Vec {
+    static constexpr int N = 16 / sizeof(S);
+    float v[N];
+    Vec() = default;
+    DEVICE explicit Vec(const S* p);
+    DEVICE void store(S* p) const;
+};
+template <>
+DEVICE Vec<float>::Vec(const float* p) {
+    float4 f = as_float4(load16(p));
+    v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+}
+template <>
+DEVICE void Vec<float>::store(float* p) const {
+    store16(p, as_uint4(make_float4(v[0], v[1], v[2], v[3])));
+}
+template <>
+DEVICE Vec<bf16>::Vec(const bf16* p) {
+    unpack8(v, load16(p));
+}
+template <>
+DEVICE void Vec<bf16>::store(bf16* p) const {
+    store16(p, pack8(v));
+}
+
+// y[i] = f(x[i]...) for i < n, 16 bytes of y a thread. All pointers are multiples of 16.
+template <class S, class F, class... In>
+DEVICE void map16(S* y, int n, F f, const In*... x) {
+    int e = (blockIdx.x * blockDim.x + threadIdx.x) * Vec<S>::N;
+    if (e + Vec<S>::N <= n) {
+        Vec<S> out;
+        auto all = [&](const Vec<In>&... a) {
+#pragma unroll
+            for (int i = 0; i < Vec<S>::N; i++) out.v[i] = f(a.v[i]...);
+        };
+        all(Vec<In>(x + e)...);
+        out.store(y + e);
+    } else {
+        for (; e < n; e++) y[e] = from_float<S>(f(to_float(x[e])...));
+    }
 }
 
 // ---- tensor cores and asynchronous copies: inline PTX for nvcc, an emulation for the host compiler ----

@@ -11,7 +11,7 @@ use crate::data::{self, PoolIdx};
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
 use crate::nn::resnet::ResNet18;
-use crate::nn::{Ctx, Layout, Mode, Net, Params};
+use crate::nn::{Ctx, Layout, Mode, Net, Params, Precision};
 use crate::ops::{self, View};
 use crate::optim::{Sgd, rate_at};
 use crate::rng::{Purpose, Rng};
@@ -44,6 +44,8 @@ pub struct Recipe {
     pub crop_pad: usize,
     /// Mirror images with probability one half.
     pub flip: bool,
+    /// What activations and their gradients are stored as: f32, or bf16 on tensor cores.
+    pub precision: Precision,
 }
 
 /// A network with its weights.
@@ -123,7 +125,8 @@ pub struct Trainer<'a> {
 impl Trainer<'_> {
     /// The test transform: normalise only.
     pub fn plain_view(&self) -> Result<View> {
-        View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)
+        let view = View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
+        Ok(view.stored_as(self.recipe.precision.dtype()))
     }
 
     /// Sizes of an epoch's batches for `n` examples.
@@ -142,11 +145,13 @@ impl Trainer<'_> {
         let (data, recipe, device) = (self.data, self.recipe, &self.data.device);
         let rng = Rng::new(self.seed);
         let mut model = Model::fresh(data, self.seed, round)?;
+        model.params.set_precision(recipe.precision)?;
         let clamp = Some(recipe.grad_clamp).filter(|c| *c > 0.0);
         let mut sgd = Sgd::new(&model.params, recipe.momentum, recipe.weight_decay, clamp)?;
         let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
         let spec = &data.spec;
         let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
+        let view = view.stored_as(recipe.precision.dtype());
         let plain = self.plain_view()?;
 
         // Labels that are not revealed are no class at all: a step that touched one would stop the run.
