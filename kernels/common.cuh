@@ -120,6 +120,19 @@ DEVICE Best block_argmax(Best v) {
     return v;
 }
 
+// ---- a loop whose index is a constant, for instructions that want one: each<4>([&](auto i) { ... i.value ... }) ----
+template <int I>
+struct Index {
+    static constexpr int value = I;
+};
+template <int N, int I = 0, class F>
+DEVICE void each(F f) {
+    if constexpr (I < N) {
+        f(Index<I>{});
+        each<N, I + 1>(f);
+    }
+}
+
 // ---- f32 and bf16 behind one name, for functions that are templates over the stored type ----
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
@@ -223,14 +236,17 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 //
 // mma_bf16     D(16,8) += A(16,16) B(16,8)   a: 8 bf16 a lane, b: 4, d: 4 floats
 // mma_tf32     D(16,8) += A(16,8) B(8,8)     a: 4 floats a lane, b: 2, d: 4 floats
+// Places in shared memory are SharedAt, a 32-bit address to which bytes are added; AT is added by the instruction.
 // ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
-// cp_async16   16 bytes from global to shared memory, or zeros when not valid; both aligned to 16
+// cp_async16   16 bytes from global to shared memory, or zeros when not valid (the source is not looked at then); both
+//              aligned to 16
 // cp_async4    4 bytes, for tiles whose rows are not multiples of 16 bytes
 // cp_commit    closes this thread's group of copies
 // cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
 #ifdef __CUDACC__
 
-DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+using SharedAt = uint32_t;
+DEVICE SharedAt shared_at(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile(
@@ -248,30 +264,32 @@ DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+template <int AT = 0>
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], SharedAt row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row), "n"(AT)
                  : "memory");
 }
 
-DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+template <int AT = 0>
+DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row), "n"(AT)
                  : "memory");
 }
 
 // .cg: past the L1 cache, which would only be filled with data that is read once.
-DEVICE void cp_async16(void* dst, const void* src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
-                 "r"(valid ? 16 : 0)
+template <int AT = 0>
+DEVICE void cp_async16(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
                  : "memory");
 }
 // .ca: the only form that exists for fewer than 16 bytes.
-DEVICE void cp_async4(void* dst, const void* src, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src),
-                 "r"(valid ? 4 : 0)
+template <int AT = 0>
+DEVICE void cp_async4(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0), "n"(AT)
                  : "memory");
 }
 DEVICE void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -284,17 +302,23 @@ DEVICE void cp_wait() {
 
 using emu::mma_bf16;
 using emu::mma_tf32;
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_AT) {
-    emu::ldmatrix(r, row, false, file, line);
+using SharedAt = char*;
+inline SharedAt shared_at(const void* p) { return (char*)p; }
+template <int AT = 0>
+inline void ldmatrix_x4(uint32_t (&r)[4], SharedAt row, EMU_AT) {
+    emu::ldmatrix(r, row + AT, false, file, line);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_AT) {
-    emu::ldmatrix(r, row, true, file, line);
+template <int AT = 0>
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row, EMU_AT) {
+    emu::ldmatrix(r, row + AT, true, file, line);
 }
-inline void cp_async16(void* dst, const void* src, bool valid, EMU_AT) {
-    emu::cp_async(dst, src, 16, valid, file, line);
+template <int AT = 0>
+inline void cp_async16(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 16, valid, file, line);
 }
-inline void cp_async4(void* dst, const void* src, bool valid, EMU_AT) {
-    emu::cp_async(dst, src, 4, valid, file, line);
+template <int AT = 0>
+inline void cp_async4(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 4, valid, file, line);
 }
 inline void cp_commit() { emu::cp_async_commit(); }
 template <int N>

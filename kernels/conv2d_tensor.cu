@@ -10,13 +10,23 @@ constexpr int BK = 64;        // depth of a step: 128 bytes
 constexpr int STAGES = 3;     // steps in shared memory: one being used, two under way
 constexpr int THREADS = 128;  // of every block here; the same number in src/ops/conv2d.rs
 
-// Where a tile of rows of PIECES times 16 bytes keeps piece `piece` of row `row`, in elements. The exclusive or moves
-// the pieces of a column over all banks: neither eight rows of one piece nor a row's neighbours ever collide.
+// Where a tile of rows of PIECES times 16 bytes keeps piece `piece` of row `row`, in bytes. The exclusive or moves the
+// pieces of a column over all banks: neither eight rows of one piece nor a row's neighbours ever collide. Rows 128 /
+// PIECES apart are 2048 bytes apart, and bits that two pieces differ in, their places differ in too: what a thread needs
+// is one place and constants.
 template <int PIECES>
 DEVICE int place(int row, int piece) {
     constexpr int SHARE = PIECES < 8 ? 8 / PIECES : 1;  // rows that share 128 bytes
     constexpr int MASK = PIECES < 8 ? PIECES - 1 : 7;
-    return (row * PIECES + (piece ^ (row / SHARE & MASK))) * 8;
+    return (row * PIECES + (piece ^ (row / SHARE & MASK))) * 16;
+}
+
+// Fragment I (16 rows of A, or 16 columns of B) at depth 16 D of a tile: kept as rows of BK, or if TURN as BK rows.
+// `at`: the lane's place in fragment 0 at depth 0.
+template <bool TURN, int PIECES, int I, int D>
+DEVICE void fragment(uint32_t (&r)[4], SharedAt tile, int at) {
+    if (TURN) ldmatrix_x4_trans<D * PIECES * 256>(r, tile + (at ^ I * 32));
+    else ldmatrix_x4<I * 2048>(r, tile + (at ^ D * 32));
 }
 
 // The shares of four warps in a BM x COLS product.
@@ -24,8 +34,8 @@ template <int BM, int COLS>
 struct Tile {
     static constexpr int ACROSS = COLS == 128 ? 2 : 1;
     static constexpr int WM = BM / (4 / ACROSS), WN = COLS / ACROSS;
-    static constexpr int TM = WM / 16, TN = WN / 8;  // tensor-core tiles of a warp
-    static constexpr int STAGE = (BM + COLS) * BK;   // elements of a stage: A, then B
+    static constexpr int TM = WM / 16, TN = WN / 8;             // tensor-core tiles of a warp
+    static constexpr int A_BYTES = BM * BK * 2, STAGE = (BM + COLS) * BK * 2;
     float sum[TM][TN][4];
     int row0, col0;  // of this warp
 
@@ -43,54 +53,51 @@ struct Tile {
         }
     }
 
-    // Adds 16 of the depth. A is kept as [BM][BK], or as [BK][BM] if ATURN; B as [COLS][BK], or as [BK][COLS].
-    template <bool ATURN, bool BTURN>
-    DEVICE void step(const bf16* a, const bf16* b, int d) {
-        int lane = threadIdx.x % 32;
-        uint32_t fa[TM][4];
-#pragma unroll
-        for (int i = 0; i < TM; i++) {
-            int row = row0 + i * 16;
-            if (ATURN) ldmatrix_x4_trans(fa[i], a + place<BM / 8>(d + lane % 8 + lane / 16 * 8, row / 8 + lane / 8 % 2));
-            else ldmatrix_x4(fa[i], a + place<BK / 8>(row + lane % 16, d / 8 + lane / 16));
-        }
-#pragma unroll
-        for (int j = 0; j < TN; j += 2) {
-            int col = col0 + j * 8;
-            uint32_t fb[4];
-            if (BTURN) ldmatrix_x4_trans(fb, b + place<COLS / 8>(d + lane % 16, col / 8 + lane / 16));
-            else ldmatrix_x4(fb, b + place<BK / 8>(col + lane % 8 + lane / 16 * 8, d / 8 + lane / 8 % 2));
-            const uint32_t left[2] = {fb[0], fb[1]}, right[2] = {fb[2], fb[3]};
-#pragma unroll
-            for (int i = 0; i < TM; i++) {
-                mma_bf16(sum[i][j], fa[i], left);
-                mma_bf16(sum[i][j + 1], fa[i], right);
-            }
-        }
-    }
-
-    // The whole product: `load(a, b)` starts the copies of the next BK of the depth and is called in ascending order.
+    // The whole product. A is kept as [BM][BK], or as [BK][BM] if ATURN; B as [COLS][BK], or as [BK][COLS].
+    // `load(a, b)` starts the copies of the next BK of the depth; a barrier lies between any two calls.
     template <bool ATURN, bool BTURN, class Load>
-    DEVICE void product(bf16* stages, int depth, Load load) {
+    DEVICE void product(SharedAt stages, int depth, Load load) {
+        int lane = threadIdx.x % 32;
+        int a_at = ATURN ? place<BM / 8>(lane % 8 + lane / 16 * 8, row0 / 8 + lane / 8 % 2)
+                         : place<BK / 8>(row0 + lane % 16, lane / 16);
+        int b_at = BTURN ? place<COLS / 8>(lane % 16, col0 / 8 + lane / 16)
+                         : place<BK / 8>(col0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
         int steps = (depth + BK - 1) / BK;
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
-            if (i < steps) load(stages + i * STAGE, stages + i * STAGE + BM * BK);
+            if (i < steps) load(stages + i * STAGE, stages + i * STAGE + A_BYTES);
             cp_commit();
+            __syncthreads();
         }
-        int use = 0, fill = STAGES - 1;
+        int use = 0, fill = (STAGES - 1) * STAGE;
         for (int i = 0; i < steps; i++) {
             cp_wait<STAGES - 2>();
             __syncthreads();  // the stage is there for all, and the one to fill has been used by all
-            if (i + STAGES - 1 < steps) load(stages + fill * STAGE, stages + fill * STAGE + BM * BK);
+            if (i + STAGES - 1 < steps) load(stages + fill, stages + fill + A_BYTES);
             cp_commit();
-            const bf16* a = stages + use * STAGE;
+            SharedAt a = stages + use, b = a + A_BYTES;
+            each<BK / 16>([&](auto d) {
+                constexpr int D = decltype(d)::value;
+                if (i * BK + D * 16 >= depth) return;
+                uint32_t fa[TM][4];
+                each<TM>([&](auto k) {
+                    constexpr int I = decltype(k)::value;
+                    fragment<ATURN, BM / 8, I, D>(fa[I], a, a_at);
+                });
+                each<TN / 2>([&](auto k) {
+                    constexpr int J = decltype(k)::value;
+                    uint32_t fb[4];
+                    fragment<BTURN, COLS / 8, J, D>(fb, b, b_at);
+                    const uint32_t left[2] = {fb[0], fb[1]}, right[2] = {fb[2], fb[3]};
 #pragma unroll
-            for (int d = 0; d < BK; d += 16) {
-                if (i * BK + d < depth) step<ATURN, BTURN>(a, a + BM * BK, d);
-            }
-            use = use + 1 == STAGES ? 0 : use + 1;
-            fill = fill + 1 == STAGES ? 0 : fill + 1;
+                    for (int i = 0; i < TM; i++) {
+                        mma_bf16(sum[i][2 * J], fa[i], left);
+                        mma_bf16(sum[i][2 * J + 1], fa[i], right);
+                    }
+                });
+            });
+            use = use + STAGE == STAGES * STAGE ? 0 : use + STAGE;
+            fill = fill + STAGE == STAGES * STAGE ? 0 : fill + STAGE;
         }
         cp_wait<0>();
         __syncthreads();  // shared memory is free again
@@ -111,26 +118,32 @@ struct Tile {
     }
 };
 
-// A gathered pixel: where its window starts, as an element of the image and as row and column, and where its result
-// goes; out < 0: there is no such pixel.
-struct alignas(16) Pixel {
-    int from, top, left, out;
-};
+// Which taps of a window lie inside of an image: bits [0, 15) its rows, bits [16, 31) its columns. The bounds are the
+// first and the one behind the last that does.
+DEVICE uint32_t inside(int top, int bottom, int left, int right) {
+    auto bits = [](int from, int to) { return to > from ? (1u << to) - (1u << from) : 0u; };
+    return bits(top, bottom) | bits(left, right) << 16;
+}
+DEVICE uint32_t tap_bits(int r, int s) { return 1u << r | 1u << (16 + s); }
+constexpr uint32_t NO_TAP = 1u << 15;  // in no window
+DEVICE bool has(uint32_t window, uint32_t taps) { return (window & taps) == taps; }
 
-// Writes a staged tile of bf16, 128 x COLS, to rows at `pixels[row].out`, 16 bytes at a time where rows are aligned.
+// Writes a staged tile of bf16, 128 x COLS, to rows that start at `out[row]` (none if negative), 16 bytes at a time
+// where rows are aligned.
 template <int COLS>
-DEVICE void write_rows(bf16* to, const bf16* staged, const Pixel* pixels, int col0, int cols) {
+DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, int cols) {
     constexpr int PIECES = COLS / 8;
+    int piece = threadIdx.x % PIECES, col = col0 + piece * 8;
+    if (col >= cols) return;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-        int row = threadIdx.x / PIECES + THREADS / PIECES * i, piece = threadIdx.x % PIECES;
-        int col = col0 + piece * 8, out = pixels[row].out;
-        const bf16* from = staged + place<PIECES>(row, piece);
-        if (out < 0 || col >= cols) continue;
+        int row = threadIdx.x / PIECES + THREADS / PIECES * i;
+        const bf16* from = reinterpret_cast<const bf16*>(staged + place<PIECES>(row, piece));
+        if (out[row] < 0) continue;
         if (cols % 8 == 0) {
-            store16(to + out + col, load16(from));
+            store16(to + out[row] + col, load16(from));
         } else {
-            for (int v = 0; v < min(8, cols - col); v++) to[out + col + v] = from[v];
+            for (int v = 0; v < min(8, cols - col); v++) to[out[row] + col + v] = from[v];
         }
     }
 }
@@ -201,10 +214,10 @@ KERNEL pad_channels_bf16(
 // y = conv(x, wt) + bias. Rows are output pixels, columns output channels, depth the window (r, s, c).
 //   bias (k), read if bias_on   part (row blocks, 2, k), written if part_on: for the 128 pixels of a block the sum
 //   of y as stored and the sum of squared distances from its mean, for the batch normalisation that follows
-// Launch:  grid (k / BN, n p q / 128) rounded up, block 128, shared: see `tensor_launch` in src/ops/conv2d.rs.
+// Launch:  grid (k / BN, n p q / 128) rounded up, block 128, shared: see `tensor::shared` in src/ops/conv2d.rs.
 // Traffic: a block reads its 128 windows and its filters once; windows overlap in the cache. Tensor bound from c = k
 //          = 64 on.
-// Repeats: bit-identical, independent of n.   Limits:  c % 8 == 0; n p q < 128 * 65536.
+// Repeats: bit-identical, independent of n.   Limits:  c % 8 == 0; r, s <= 15; n p q < 128 * 65536.
 KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
     bf16* __restrict__ y,
     float* __restrict__ part,
@@ -225,21 +238,29 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
     int bias_on,
     int part_on
 ) {
-    DYN_SHARED(bf16, stages);
-    SHARED(Pixel, pixels, [128]);
+    DYN_SHARED(char, stages);
+    SHARED(int, from, [128]);
+    SHARED(uint32_t, window, [128]);
+    SHARED(int, out, [128]);
     int t = threadIdx.x, first = blockIdx.y * 128, col0 = blockIdx.x * BN;
     int depth = r * s * c, rows = min(128, n * p * q - first);
     {
         int pixel = first + t;
         int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
         int top = pi * stride - pad, left = qi * stride - pad;
-        pixels[t] = t < rows ? Pixel{((ni * h + top) * w + left) * c, top, left, pixel * k}
-                             : Pixel{0, -(1 << 29), 0, -1};  // far outside: reads zeros
+        bool in = t < rows;
+        from[t] = in ? ((ni * h + top) * w + left) * c : 0;
+        window[t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
+        out[t] = in ? pixel * k : -1;
     }
     __syncthreads();
-    Pixel own[8];
+    const bf16* own[8];
+    uint32_t taps[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) own[i] = pixels[t / 8 + 16 * i];
+    for (int i = 0; i < 8; i++) {
+        own[i] = x + from[t / 8 + 16 * i];
+        taps[i] = window[t / 8 + 16 * i];
+    }
     int ci = t % 8 * 8, ri = 0, si = 0, d = ci;  // the place of this thread's piece in the window
     auto carry = [&]() {
         while (ci >= c) {
@@ -248,26 +269,30 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         }
     };
     carry();
+    int to = place<8>(t / 8, t % 8);
+    // Filters beyond the last are the first again: what they give is not written.
+    const bf16* filter[BN / 16];
+#pragma unroll
+    for (int i = 0; i < BN / 16; i++) {
+        int row = col0 + t / 8 + 16 * i;
+        filter[i] = wt + (row < k ? (size_t)row * depth : 0) + d;
+    }
     Tile<128, BN> tile;
-    tile.product<false, false>(stages, depth, [&](bf16* a, bf16* b) {
-        int at = (ri * w + si) * c + ci;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            bool in = d < depth && (unsigned)(own[i].top + ri) < (unsigned)h && (unsigned)(own[i].left + si) < (unsigned)w;
-            cp_async16(a + place<8>(t / 8 + 16 * i, t % 8), x + (in ? own[i].from + at : 0), in);
-        }
-#pragma unroll
-        for (int i = 0; i < BN / 16; i++) {
-            int row = t / 8 + 16 * i;
-            bool in = d < depth && col0 + row < k;
-            cp_async16(b + place<8>(row, t % 8), wt + (in ? (col0 + row) * depth + d : 0), in);
-        }
+    tile.template product<false, false>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+        ptrdiff_t at = (ri * w + si) * c + ci;
+        bool live = d < depth;
+        uint32_t tap = live ? tap_bits(ri, si) : NO_TAP;
+        each<8>([&](auto i) { cp_async16<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
+        each<BN / 16>([&](auto i) {
+            cp_async16<i.value * 2048>(b + to, filter[i.value], live);
+            filter[i.value] += BK;
+        });
         ci += BK;
         d += BK;
         carry();
     });
 
-    float* sums = reinterpret_cast<float*>(stages + 128 * BN);  // [rows of warps][2][BN]
+    float* sums = reinterpret_cast<float*>(stages + 128 * BN * 2);  // [rows of warps][2][BN]
     tile.each_pair([&](int row, int col, int i, int j, int v) {
         float* z = &tile.sum[i][j][v];
         if (bias_on) {
@@ -277,7 +302,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         uint32_t pair = pack_bf16(z[0], z[1]);
         z[0] = low_bf16(pair);
         z[1] = high_bf16(pair);
-        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8) = pair;
+        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8 * 2) = pair;
     });
     if (part_on) {
         // Rows beyond the last pixel are zeros and add nothing.
@@ -307,7 +332,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         }
     }
     __syncthreads();
-    write_rows<BN>(y, stages, pixels, col0, k);
+    write_rows<BN>(y, stages, out, col0, k);
     if (part_on && t < BN && col0 + t < k) {
         float a = 0.0f, b = 0.0f;
 #pragma unroll
@@ -315,9 +340,9 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
             a += sums[i * 2 * BN + t];
             b += sums[i * 2 * BN + BN + t];
         }
-        float* to = part + (size_t)blockIdx.y * 2 * k + col0 + t;
-        to[0] = a;
-        to[k] = max(b - a * a / rows, 0.0f);
+        float* sum_to = part + (size_t)blockIdx.y * 2 * k + col0 + t;
+        sum_to[0] = a;
+        sum_to[k] = max(b - a * a / rows, 0.0f);
     }
 }
 
@@ -326,7 +351,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
 // on zeros.
 //   dx (n, h, w, c)   dy (n, p, q, kd)   wt (k, r, s, cw)   kd >= k, cw >= c: the rest are zeros
 // Launch:  grid (c / BN, n ceil(h / stride) ceil(w / stride) / 128, stride^2), rounded up, block 128.
-// Traffic, repeats: as the forward pass.   Limits:  kd % 8 == 0, cw % 8 == 0.
+// Traffic, repeats: as the forward pass.   Limits:  kd % 8 == 0, cw % 8 == 0; r, s <= 15.
 KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     bf16* __restrict__ dx,
     const bf16* __restrict__ dy,
@@ -345,8 +370,10 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     int stride,
     int pad
 ) {
-    DYN_SHARED(bf16, stages);
-    SHARED(Pixel, pixels, [128]);
+    DYN_SHARED(char, stages);
+    SHARED(int, from, [128]);
+    SHARED(uint32_t, window, [128]);
+    SHARED(int, out, [128]);
     int t = threadIdx.x, first = blockIdx.y * 128, col0 = blockIdx.x * BN;
     int below = blockIdx.z / stride, right = blockIdx.z % stride;  // the class
     int hs = (h - below + stride - 1) / stride, ws = (w - right + stride - 1) / stride;
@@ -357,14 +384,20 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     {
         int pixel = first + t;
         int wi = pixel % ws * stride + right, hi = pixel / ws % hs * stride + below, ni = pixel / ws / hs;
-        int up = (hi + pad - r0) / stride, back = (wi + pad - s0) / stride;
-        pixels[t] = pixel < n * hs * ws ? Pixel{((ni * p + up) * q + back) * kd, up, back, ((ni * h + hi) * w + wi) * c}
-                                        : Pixel{0, -(1 << 29), 0, -1};
+        int up = (hi + pad - r0) / stride, back = (wi + pad - s0) / stride;  // the output of the first tap
+        bool in = pixel < n * hs * ws;
+        from[t] = in ? ((ni * p + up) * q + back) * kd : 0;
+        window[t] = in ? inside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1)) : 0;
+        out[t] = in ? ((ni * h + hi) * w + wi) * c : -1;
     }
     __syncthreads();
-    Pixel own[8];
+    const bf16* own[8];
+    uint32_t taps[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) own[i] = pixels[t / 8 + 16 * i];
+    for (int i = 0; i < 8; i++) {
+        own[i] = dy + from[t / 8 + 16 * i];
+        taps[i] = window[t / 8 + 16 * i];
+    }
     int ki = t % 8 * 8, ri = 0, si = 0, d = ki;  // the piece of dy: channel, taps from the first, depth
     constexpr int PIECES = BN / 8;
     int kb = t / PIECES, rb = 0, sb = 0, db = kb;  // the row of filters
@@ -376,23 +409,35 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     };
     carry(ki, ri, si);
     carry(kb, rb, sb);
+    int to = place<8>(t / 8, t % 8), to_b = place<PIECES>(t / PIECES, t % PIECES);
+    // Channels beyond the last are the first again: what they give is not written.
+    const bf16* filters = wt + (col0 + t % PIECES * 8 < cw ? col0 + t % PIECES * 8 : 0);
+    int filter = r * s * cw;
+    bool whole = kd % BK == 0 && k == kd;  // a step is inside of one tap
     Tile<128, BN> tile;
-    tile.product<false, true>(stages, depth, [&](bf16* a, bf16* b) {
-        int at = ki - (ri * q + si) * kd;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            bool in = d < depth && (unsigned)(own[i].top - ri) < (unsigned)p && (unsigned)(own[i].left - si) < (unsigned)q;
-            cp_async16(a + place<8>(t / 8 + 16 * i, t % 8), dy + (in ? own[i].from + at : 0), in);
-        }
-        int col = col0 + t % PIECES * 8;
-#pragma unroll
-        for (int i = 0; i < BN / 16; i++) {
-            bool in = db < depth && kb < k && col < cw;
-            int from = ((kb * r + r0 + rb * stride) * s + s0 + sb * stride) * cw + col;
-            cp_async16(b + place<PIECES>(t / PIECES + THREADS / PIECES * i, t % PIECES), wt + (in ? from : 0), in);
-            kb += THREADS / PIECES;
-            db += THREADS / PIECES;
+    tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+        ptrdiff_t at = ki - (ri * q + si) * kd;
+        uint32_t tap = d < depth ? tap_bits(ri, si) : NO_TAP;
+        each<8>([&](auto i) { cp_async16<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
+        auto row = [&]() {
+            return filters + (ptrdiff_t)kb * filter + ((r0 + rb * stride) * s + s0 + sb * stride) * cw;
+        };
+        if (whole) {
+            const bf16* next = row();
+            ptrdiff_t step = (ptrdiff_t)(THREADS / PIECES) * filter;
+            each<BN / 16>([&](auto i) {
+                cp_async16<i.value * 2048>(b + to_b, next, true);
+                next += step;
+            });
+            kb += BK;
             carry(kb, rb, sb);
+        } else {
+            each<BN / 16>([&](auto i) {
+                cp_async16<i.value * 2048>(b + to_b, row(), db < depth && kb < k);
+                kb += THREADS / PIECES;
+                db += THREADS / PIECES;
+                carry(kb, rb, sb);
+            });
         }
         ki += BK;
         d += BK;
@@ -400,10 +445,10 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     });
     tile.each_pair([&](int row, int col, int i, int j, int v) {
         uint32_t pair = pack_bf16(tile.sum[i][j][v], tile.sum[i][j][v + 1]);
-        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8) = pair;
+        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8 * 2) = pair;
     });
     __syncthreads();
-    write_rows<BN>(dx, stages, pixels, col0, c);
+    write_rows<BN>(dx, stages, out, col0, c);
 }
 
 // Weight gradients of a chunk of output pixels. Rows are window places (r, s, c), columns output channels, depth the
@@ -411,7 +456,8 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
 //   part (chunks, k, r s c)   x (n, h, w, c)   dy (n, p, q, kd), kd >= k
 // Launch:  grid (r s c / BM, k / BN, chunks), rounded up, BM = 64 for BN < 64, else 128; block 128.
 // Traffic: a block reads the windows of its places and its channels of dy once.
-// Repeats: bit-identical: conv2d_wgrad_sum adds the chunks in a fixed order.   Limits:  c % 8 == 0, kd % 8 == 0.
+// Repeats: bit-identical: conv2d_wgrad_sum adds the chunks in a fixed order.
+// Limits:  c % 8 == 0, kd % 8 == 0; r, s <= 15.
 KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
     float* __restrict__ part,
     const bf16* __restrict__ x,
@@ -431,55 +477,58 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
     int chunk
 ) {
     constexpr int BM = BN < 64 ? 64 : 128;
-    DYN_SHARED(bf16, stages);
+    DYN_SHARED(char, stages);
+    SHARED(int, from, [2][BK]);
+    SHARED(uint32_t, window, [2][BK]);
     int t = threadIdx.x, row0 = blockIdx.x * BM, col0 = blockIdx.y * BN;
     int places = r * s * c, first = blockIdx.z * chunk, depth = min(chunk, n * p * q - first);
     constexpr int APIECES = BM / 8, AROWS = THREADS / APIECES, BPIECES = BN / 8, BROWS = THREADS / BPIECES;
-    // This thread's piece of the window, and the pixel it copies it for, which moves on by AROWS.
-    int there = row0 + t % APIECES * 8;
+
+    // The pixels of a step, by one thread each, a step ahead of the copies.
+    int pixel = first + t % BK, turn = 0;
+    auto prepare = [&]() {
+        if (t < BK) {
+            int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
+            int top = pi * stride - pad, left = qi * stride - pad;
+            from[turn][t] = ((ni * h + top) * w + left) * c;
+            bool in = pixel < first + depth;
+            window[turn][t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
+            pixel += BK;
+        }
+        turn ^= 1;
+    };
+    prepare();
+    __syncthreads();
+
+    int there = row0 + t % APIECES * 8;  // the place in the window of this thread's piece
     int ci = there % c, si = there / c % s, ri = there / c / s;
-    int pixel = first + t / APIECES, left_over = there < places ? depth - t / APIECES : 0;
-    int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
-    int hi = pi * stride - pad + ri, wi = qi * stride - pad + si;
-    int from = ((ni * h + hi) * w + wi) * c + ci;
-    int next_row = (stride * w - stride * q) * c, next_image = (h - stride * p) * w * c;
+    uint32_t tap = there < places ? tap_bits(ri, si) : NO_TAP;
+    const bf16* own = x + ((ri * w + si) * c + ci);
+    int to = place<APIECES>(t / APIECES, t % APIECES), to_b = place<BPIECES>(t / BPIECES, t % BPIECES);
+    // Channels beyond the last are the first again: what they give is not written.
     int col = col0 + t % BPIECES * 8, db = t / BPIECES;
+    const bf16* next = dy + (size_t)(first + db) * kd + (col < kd ? col : 0);
+    ptrdiff_t step = (ptrdiff_t)BROWS * kd;
     Tile<BM, BN> tile;
-    tile.template product<true, true>(stages, depth, [&](bf16* a, bf16* b) {
-#pragma unroll
-        for (int i = 0; i < BM / 16; i++) {
-            bool in = left_over > 0 && (unsigned)hi < (unsigned)h && (unsigned)wi < (unsigned)w;
-            cp_async16(a + place<APIECES>(t / APIECES + AROWS * i, t % APIECES), x + (in ? from : 0), in);
-            left_over -= AROWS;
-            qi += AROWS;
-            wi += AROWS * stride;
-            from += AROWS * stride * c;
-            while (qi >= q) {
-                qi -= q;
-                wi -= q * stride;
-                hi += stride;
-                from += next_row;
-                if (++pi == p) {
-                    pi = 0;
-                    hi -= p * stride;
-                    from += next_image;
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < BN / 16; i++) {
-            bool in = db < depth && col < kd;
-            cp_async16(b + place<BPIECES>(t / BPIECES + BROWS * i, t % BPIECES), dy + (in ? (first + db) * kd + col : 0), in);
-            db += BROWS;
-        }
+    tile.template product<true, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+        each<BM / 16>([&](auto i) {
+            int row = t / APIECES + AROWS * i.value;
+            cp_async16<i.value * 2048>(a + to, own + from[turn ^ 1][row], has(window[turn ^ 1][row], tap));
+        });
+        each<BN / 16>([&](auto i) {
+            cp_async16<i.value * 2048>(b + to_b, next, db + BROWS * i.value < depth);
+            next += step;
+        });
+        db += BK;
+        prepare();
     });
-    float* to = part + (size_t)blockIdx.z * k * places;
+    float* to_part = part + (size_t)blockIdx.z * k * places;
     tile.each_pair([&](int row, int col, int i, int j, int v) {
         row += row0;
         col += col0;
         if (row >= places) return;
-        if (col < k) to[(size_t)col * places + row] = tile.sum[i][j][v];
-        if (col + 1 < k) to[(size_t)(col + 1) * places + row] = tile.sum[i][j][v + 1];
+        if (col < k) to_part[(size_t)col * places + row] = tile.sum[i][j][v];
+        if (col + 1 < k) to_part[(size_t)(col + 1) * places + row] = tile.sum[i][j][v + 1];
     });
 }
 #endif

@@ -15,6 +15,16 @@ KERNEL fill_f32(
     if (i < n) y[i] = value;
 }
 
+// y = s x.   y, x (n).  Traffic: 2n elements.
+KERNEL scale_fwd_f32(
+    float* __restrict__ y,
+    const float* __restrict__ x,
+    int n,
+    float s
+) {
+    map16(y, n, [s](float x) { return s * x; }, x);
+}
+
 // y[i] = x[i] + b[i % c]: a bias for every row.   y, x (n) = (n / c, c)   b (c).  Traffic: 2n + c floats. One thread per element.
 KERNEL add_bias_fwd_f32(
     float* __restrict__ y,
@@ -81,16 +91,6 @@ KERNEL VARIANT(mul_fwd)(
     int n
 ) {
     map16(y, n, [](float a, float b) { return a * b; }, a, b);
-}
-
-// y = s x.   y, x (n).  Traffic: 2n elements.
-KERNEL VARIANT(scale_fwd)(
-    Stored* __restrict__ y,
-    const Stored* __restrict__ x,
-    int n,
-    float s
-) {
-    map16(y, n, [s](float x) { return s * x; }, x);
 }
 
 // y = max(x, 0), NaN kept: it must reach the loss, which stops the run.   y, x (n).  Traffic: 2n elements.

@@ -32,6 +32,9 @@ impl Default for Conv {
 
 const OP: &str = "conv2d";
 
+/// Rows and columns of a filter in bf16: the kernels keep which of them lie inside of the image in 15 bits.
+const MAX_TAPS: usize = 15;
+
 /// x (N, H, W, C), w (K, R, S, C), b (K) → (N, P, Q, K). x and w are of one type; for bf16 the bias and the gradients
 /// of w and b are f32.
 pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
@@ -54,6 +57,9 @@ fn convolve(
     let (n, g) = geometry(x.dims(), w, conv)?;
     if let Some(b) = b.filter(|b| b.dims() != [g.k]) {
         return Err(b.shape().refuse(OP, format!("a bias of ({})", g.k)));
+    }
+    if x.dtype() == Dtype::Bf16 && g.r.max(g.s) > MAX_TAPS {
+        return Err(w.shape().refuse(OP, format!("filters of at most {MAX_TAPS} x {MAX_TAPS} in bf16; use f32")));
     }
     if x.is_rounded() {
         let y = conv2d(&cast(x, Dtype::F32)?, &widen_weights(w)?, b, conv)?;

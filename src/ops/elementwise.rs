@@ -37,9 +37,6 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// y = s·x.
 pub fn scale(x: &Tensor, s: f32) -> Result<Tensor> {
-    if x.is_rounded() {
-        return rounded([x], |[x]| scale(x, s));
-    }
     let y = scale_fwd(x, s)?;
     Ok(y.with_grad("scale", &[x], move |dy, need| Ok(vec![need.then(0, || scale_fwd(dy, s))?])))
 }
@@ -156,9 +153,9 @@ fn scale_fwd(x: &Tensor, s: f32) -> Result<Tensor> {
             cpu::map(y.host_mut::<T>("scale")?, x.host::<T>("scale")?, |x| f64::from(s) * x);
             Ok(())
         })?,
-        Device::Cuda(c) => on_stored!("scale", x, S => {
-            launch::scale_fwd(c, Launch::vectors::<S>(n), y.buf_mut::<S>("scale")?, x.buf("scale")?, n as i32, s)
-        })?,
+        Device::Cuda(c) => {
+            launch::scale_fwd_f32(c, Launch::vectors::<f32>(n), y.buf_mut("scale")?, x.buf("scale")?, n as i32, s)?;
+        }
     }
     Ok(y)
 }

@@ -76,7 +76,7 @@ impl Case {
     /// True for the operations that exist in bf16.
     pub fn in_bf16(&self) -> bool {
         let families =
-            ["add/", "mul/", "scale/", "relu/", "sum_rows/", "conv2d/", "batch_norm", "max_pool2d", "avg_pool2d", "dropout"];
+            ["add/", "mul/", "relu/", "sum_rows/", "conv2d/", "batch_norm", "max_pool2d", "avg_pool2d", "dropout"];
         families.iter().any(|f| self.name.starts_with(f))
     }
 
