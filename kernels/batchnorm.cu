@@ -9,32 +9,50 @@
 // Rows of one partial sum; the same number in src/ops/batchnorm.rs.
 #define ROWS 512
 
-// Sums two values per column over the rows of a chunk: `values(e, j, a, b)` adds those of element e, column j;
-// `store(j, a, b)` gets the sums of column j.
-template <class Values, class Store>
+// Threads beside one another in a row, each with N columns.
+DEVICE int beside(int c, int n) { return min(c / n, 256); }
+
+// f(element): the first of this thread's N columns in each row from `first` to `last`, which the block shares.
+template <int N, class F>
+DEVICE void each_row(int first, int last, int c, F f) {
+    int width = beside(c, N), groups = 256 / width;
+    int group = threadIdx.x / width;       // threads from groups * width on are idle
+    int j = (blockIdx.y * width + threadIdx.x % width) * N;
+    if (group >= groups || j >= c) return;
+#pragma unroll 4
+    for (int i = first + group; i < last; i += groups) f((size_t)i * c + j, j);
+}
+
+// The rows of a block of the kernels that go once over everything; the same rule in src/ops/batchnorm.rs.
+template <int N, class F>
+DEVICE void each_row_of_block(int m, int c, F f) {
+    int rows = 256 / beside(c, N) * 8;     // eight to a thread: what belongs to a column is loaded once for all
+    int first = blockIdx.x * rows;
+    each_row<N>(first, min(first + rows, m), c, f);
+}
+
+// Sums two values per column over the rows of a chunk: `values(e, j, a, b)` adds those of N elements from element e,
+// column j; `store(j, a, b)` gets the sums of column j.
+template <int N, class Values, class Store>
 DEVICE void part_sums(int m, int c, Values values, Store store) {
-    SHARED(float, sums, [2][256]);
+    SHARED(float, sums, [2][256 * N]);
+    float a[N] = {}, b[N] = {};
     int first = blockIdx.x * ROWS;
-    int last = min(first + ROWS, m);
-    int j0 = blockIdx.y * 256;             // columns of this block: [j0, j0 + width)
-    int width = min(c - j0, 256);
-    int rows = 256 / width;                // taken in one go, at least 1
-    int r = threadIdx.x / width;           // row within the go; threads from rows * width on are idle
-    int j = threadIdx.x % width;
-    float a = 0.0f, b = 0.0f;
-    if (r < rows) {
-        for (int i = first + r; i < last; i += rows) values((size_t)i * c + j0 + j, j0 + j, a, b);
+    each_row<N>(first, min(first + ROWS, m), c, [&](size_t e, int j) { values(e, j, a, b); });
+#pragma unroll
+    for (int v = 0; v < N; v++) {
+        sums[0][threadIdx.x * N + v] = a[v];
+        sums[1][threadIdx.x * N + v] = b[v];
     }
-    sums[0][threadIdx.x] = a;
-    sums[1][threadIdx.x] = b;
     __syncthreads();
-    if (threadIdx.x < width) {
-        a = b = 0.0f;
-        for (int k = 0; k < rows; k++) {
-            a += sums[0][k * width + j];
-            b += sums[1][k * width + j];
+    int width = beside(c, N) * N, j0 = blockIdx.y * width;
+    for (int j = threadIdx.x; j < width && j0 + j < c; j += 256) {
+        float ta = 0.0f, tb = 0.0f;
+        for (int k = j; k < 256 / (width / N) * width; k += width) {
+            ta += sums[0][k];
+            tb += sums[1][k];
         }
-        store(j0 + j, a, b);
+        store(j0 + j, ta, tb);
     }
 }
 
@@ -151,28 +169,17 @@ KERNEL batch_norm_update_f32(
     if (i < n) running[i] = (1.0f - momentum) * running[i] + momentum * batch[i];
 }
 
-// N values of a channel each, from column j on; j and c are multiples of N.
-template <int N>
-struct Channels {
-    float v[N];
-    DEVICE Channels(const float* of, int j) {
-#pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            Vec<float> four(of + j + i);
-#pragma unroll
-            for (int k = 0; k < 4; k++) v[i + k] = four.v[k];
-        }
-    }
-};
-
 #define SOURCE "batchnorm.cu"
 #include "floats.cuh"
 #else
 
+// Rows go by four columns a thread where that is possible.
+#define BY_FOUR(f) (c % 4 == 0 ? f(Index<4>{}) : f(Index<1>{}))
+
 // part[p] = sum over chunk p of x, and of its squared distances from the chunk's mean. It is summed as distances from
 // the first row, which keeps the squares from being a small difference of large numbers.
 //   part (chunks, 2, c)   x (m, c)
-// Launch:  grid (ceil(m / ROWS), ceil(c / 256)), block 256.
+// Launch:  grid (ceil(m / ROWS), column blocks), block 256: `over_rows` in src/ops/batchnorm.rs, for all of these.
 // Traffic: m*c elements; neighbouring threads read neighbouring elements.
 // Repeats: bit-identical; the cut into chunks depends on m only.
 KERNEL VARIANT(batch_norm_stats_part)(
@@ -182,25 +189,32 @@ KERNEL VARIANT(batch_norm_stats_part)(
     int c
 ) {
     float n = min(ROWS, m - (int)blockIdx.x * ROWS);
-    part_sums(
-        m, c,
-        [&](size_t e, int j, float& a, float& b) {
-            float d = to_float(x[e]) - to_float(x[j]);
-            a += d;
-            b = fmaf(d, d, b);
-        },
-        [&](int j, float a, float b) {
-            float* to = part + (size_t)blockIdx.x * 2 * c + j;
-            to[0] = fmaf(n, to_float(x[j]), a);
-            to[c] = max(fmaf(-a, a / n, b), 0.0f);
-        });
+    auto run = [&](auto by) {
+        constexpr int N = by.value;
+        part_sums<N>(
+            m, c,
+            [&](size_t e, int j, float (&a)[N], float (&b)[N]) {
+                Some<N> v(x + e), first(x + j);
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    float d = v.v[k] - first.v[k];
+                    a[k] += d;
+                    b[k] = fmaf(d, d, b[k]);
+                }
+            },
+            [&](int j, float a, float b) {
+                float* to = part + (size_t)blockIdx.x * 2 * c + j;
+                to[0] = fmaf(n, to_float(x[j]), a);
+                to[c] = max(fmaf(-a, a / n, b), 0.0f);
+            });
+    };
+    BY_FOUR(run);
 }
 
 // y as at the top.
-//   y, x, residual (n) = (m, c)   mean, rstd, gamma, beta (c)   residual is read if residual_on
-// Launch:  one thread per 16 bytes, block 256.
-// Traffic: 2n elements, 3n with a residual, 16 bytes at a time where the channels are a multiple of that.
-// Repeats: bit-identical.
+//   y, x, residual (m, c)   mean, rstd, gamma, beta (c)   residual is read if residual_on
+// Launch:  grid (row blocks, column blocks), block 256.
+// Traffic: 2mc elements, 3mc with a residual.   Repeats: bit-identical.
 KERNEL VARIANT(batch_norm_fwd)(
     Stored* __restrict__ y,
     const Stored* __restrict__ x,
@@ -209,38 +223,31 @@ KERNEL VARIANT(batch_norm_fwd)(
     const float* __restrict__ gamma,
     const float* __restrict__ beta,
     const Stored* __restrict__ residual,
-    int n,
+    int m,
     int c,
     int relu_on,
     int residual_on
 ) {
-    constexpr int N = Vec<Stored>::N;
-    int e = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-    auto one = [&](float x, float mean, float rstd, float gamma, float beta, float r) {
-        float z = fmaf((x - mean) * rstd, gamma, beta) + r;
-        return relu_on && z < 0.0f ? 0.0f : z;
-    };
-    if (e >= n) return;
-    if (c % N == 0) {
-        int j = e % c;
-        Channels<N> m(mean, j), s(rstd, j), g(gamma, j), b(beta, j);
-        Vec<Stored> v(x + e), r{};
-        if (residual_on) r = Vec<Stored>(residual + e);
+    auto run = [&](auto by) {
+        constexpr int N = by.value;
+        each_row_of_block<N>(m, c, [&](size_t e, int j) {
+            Some<N> mu(mean + j), s(rstd + j), g(gamma + j), b(beta + j), v(x + e), r{};
+            if (residual_on) r = Some<N>(residual + e);
 #pragma unroll
-        for (int k = 0; k < N; k++) v.v[k] = one(v.v[k], m.v[k], s.v[k], g.v[k], b.v[k], residual_on ? r.v[k] : 0.0f);
-        v.store(y + e);
-        return;
-    }
-    for (int k = e; k < min(e + N, n); k++) {
-        int j = k % c;
-        float r = residual_on ? to_float(residual[k]) : 0.0f;
-        y[k] = from_float<Stored>(one(to_float(x[k]), mean[j], rstd[j], gamma[j], beta[j], r));
-    }
+            for (int k = 0; k < N; k++) {
+                float z = fmaf((v.v[k] - mu.v[k]) * s.v[k], g.v[k], b.v[k]);
+                if (residual_on) z += r.v[k];
+                v.v[k] = relu_on && z < 0.0f ? 0.0f : z;
+            }
+            v.store(y + e);
+        });
+    };
+    BY_FOUR(run);
 }
 
 // part[p] = sums over chunk p of dz and of dz (x - mean) rstd, where dz = dy, or 0 where relu cut.
 //   part (chunks, 2, c)   dy, y, x (m, c)   mean, rstd (c)   y is read if relu_on
-// Launch:  grid (ceil(m / ROWS), ceil(c / 256)), block 256.
+// Launch:  grid (ceil(m / ROWS), column blocks), block 256.
 // Traffic: 2mc elements, 3mc with relu.   Repeats: bit-identical; the cut into chunks depends on m only.
 KERNEL VARIANT(batch_norm_bwd_part)(
     float* __restrict__ part,
@@ -253,25 +260,34 @@ KERNEL VARIANT(batch_norm_bwd_part)(
     int c,
     int relu_on
 ) {
-    part_sums(
-        m, c,
-        [&](size_t e, int j, float& a, float& b) {
-            float dz = relu_on && !(to_float(y[e]) > 0.0f) ? 0.0f : to_float(dy[e]);
-            a += dz;
-            b = fmaf(dz, (to_float(x[e]) - mean[j]) * rstd[j], b);
-        },
-        [&](int j, float a, float b) {
-            float* to = part + (size_t)blockIdx.x * 2 * c + j;
-            to[0] = a;
-            to[c] = b;
-        });
+    auto run = [&](auto by) {
+        constexpr int N = by.value;
+        part_sums<N>(
+            m, c,
+            [&](size_t e, int j, float (&a)[N], float (&b)[N]) {
+                Some<N> mu(mean + j), s(rstd + j), v(x + e), dz(dy + e), cut{};
+                if (relu_on) cut = Some<N>(y + e);
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    float d = relu_on && !(cut.v[k] > 0.0f) ? 0.0f : dz.v[k];
+                    a[k] += d;
+                    b[k] = fmaf(d, (v.v[k] - mu.v[k]) * s.v[k], b[k]);
+                }
+            },
+            [&](int j, float a, float b) {
+                float* to = part + (size_t)blockIdx.x * 2 * c + j;
+                to[0] = a;
+                to[c] = b;
+            });
+    };
+    BY_FOUR(run);
 }
 
 // dx = gamma rstd (dz - (dbeta + xhat dgamma) / m), and dz itself as the gradient of the residual.
-//   dx, dres, dy, y, x (n) = (m, c)   mean, rstd, gamma, dgamma, dbeta (c)   inverse = 1 / m; 0 where mean and rstd
-//   are constants (evaluation)   y is read if relu_on, dres written if dres_on
-// Launch:  one thread per 16 bytes, block 256.
-// Traffic: 3n elements, n more each for relu and residual.   Repeats: bit-identical.
+//   dx, dres, dy, y, x (m, c)   mean, rstd, gamma, dgamma, dbeta (c)   inverse = 1 / m; 0 where mean and rstd are
+//   constants (evaluation)   y is read if relu_on, dres written if dres_on
+// Launch:  grid (row blocks, column blocks), block 256.
+// Traffic: 3mc elements, mc more each for relu and residual.   Repeats: bit-identical.
 KERNEL VARIANT(batch_norm_bwd)(
     Stored* __restrict__ dx,
     Stored* __restrict__ dres,
@@ -283,38 +299,28 @@ KERNEL VARIANT(batch_norm_bwd)(
     const float* __restrict__ gamma,
     const float* __restrict__ dgamma,
     const float* __restrict__ dbeta,
-    int n,
+    int m,
     int c,
     float inverse,
     int relu_on,
     int dres_on
 ) {
-    constexpr int N = Vec<Stored>::N;
-    int e = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-    auto one = [&](float dz, float x, float mean, float rstd, float gamma, float dgamma, float dbeta) {
-        return gamma * rstd * (dz - inverse * fmaf((x - mean) * rstd, dgamma, dbeta));
+    auto run = [&](auto by) {
+        constexpr int N = by.value;
+        each_row_of_block<N>(m, c, [&](size_t e, int j) {
+            Some<N> mu(mean + j), s(rstd + j), g(gamma + j), dg(dgamma + j), db(dbeta + j), v(x + e), dz(dy + e), cut{};
+            if (relu_on) cut = Some<N>(y + e);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                if (relu_on && !(cut.v[k] > 0.0f)) dz.v[k] = 0.0f;
+                float xhat = (v.v[k] - mu.v[k]) * s.v[k];
+                v.v[k] = g.v[k] * s.v[k] * (dz.v[k] - inverse * fmaf(xhat, dg.v[k], db.v[k]));
+            }
+            if (dres_on) dz.store(dres + e);
+            v.store(dx + e);
+        });
     };
-    if (e >= n) return;
-    if (c % N == 0) {
-        int j = e % c;
-        Channels<N> m(mean, j), s(rstd, j), g(gamma, j), dg(dgamma, j), db(dbeta, j);
-        Vec<Stored> v(x + e), dz(dy + e);
-        if (relu_on) {
-            Vec<Stored> cut(y + e);
-#pragma unroll
-            for (int k = 0; k < N; k++) dz.v[k] = cut.v[k] > 0.0f ? dz.v[k] : 0.0f;
-        }
-        if (dres_on) dz.store(dres + e);
-#pragma unroll
-        for (int k = 0; k < N; k++) v.v[k] = one(dz.v[k], v.v[k], m.v[k], s.v[k], g.v[k], dg.v[k], db.v[k]);
-        v.store(dx + e);
-        return;
-    }
-    for (int k = e; k < min(e + N, n); k++) {
-        int j = k % c;
-        float dz = relu_on && !(to_float(y[k]) > 0.0f) ? 0.0f : to_float(dy[k]);
-        dx[k] = from_float<Stored>(one(dz, to_float(x[k]), mean[j], rstd[j], gamma[j], dgamma[j], dbeta[j]));
-        if (dres_on) dres[k] = from_float<Stored>(dz);
-    }
+    BY_FOUR(run);
 }
+#undef BY_FOUR
 #endif

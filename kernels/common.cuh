@@ -168,9 +168,8 @@ DEVICE uint4 as_uint4(float4 v) {
 
 // Two bf16 in a register, the first in the low half: what tensor cores and 16-byte loads hold.
 DEVICE uint32_t pack_bf16(float low, float high) {
-    uint32_t l = __bfloat16_as_ushort(__float2bfloat16_rn(low));
-    uint32_t h = __bfloat16_as_ushort(__float2bfloat16_rn(high));
-    return l | h << 16;
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t*>(&pair);
 }
 DEVICE float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -215,6 +214,38 @@ DEVICE void Vec<bf16>::store(bf16* p) const {
     store16(p, pack8(v));
 }
 
+// Four stored values as floats: 16 bytes of f32, 8 of bf16. The address is a multiple of that.
+DEVICE float4 load4(const float* p) { return as_float4(load16(p)); }
+DEVICE float4 load4(const bf16* p) {
+    uint2 v = *reinterpret_cast<const uint2*>(p);
+    return make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
+}
+DEVICE void store4(float* p, float4 v) { store16(p, as_uint4(v)); }
+DEVICE void store4(bf16* p, float4 v) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+}
+
+// N neighbouring stored values, N = 4 or 1: rows whose length is no multiple of four go one by one.
+template <int N>
+struct Some {
+    float v[N];
+    Some() = default;
+    template <class S>
+    DEVICE explicit Some(const S* p) {
+        if constexpr (N == 4) {
+            float4 f = load4(p);
+            v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+        } else {
+            v[0] = to_float(p[0]);
+        }
+    }
+    template <class S>
+    DEVICE void store(S* p) const {
+        if constexpr (N == 4) store4(p, make_float4(v[0], v[1], v[2], v[3]));
+        else p[0] = from_float<S>(v[0]);
+    }
+};
+
 // y[i] = f(x[i]...) for i < n, 16 bytes of y a thread. All pointers are multiples of 16.
 template <class S, class F, class... In>
 DEVICE void map16(S* y, int n, F f, const In*... x) {
@@ -244,6 +275,13 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 // cp_commit    closes this thread's group of copies
 // cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
 #ifdef __CUDACC__
+
+// Keeps a value in a register: the compiler would rather compute it again in every turn of a loop.
+DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+template <class T>
+DEVICE void keep(T*& p) {
+    asm volatile("" : "+l"(p));
+}
 
 using SharedAt = uint32_t;
 DEVICE SharedAt shared_at(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
@@ -280,7 +318,12 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row) {
                  : "memory");
 }
 
-// .cg: past the L1 cache, which would only be filled with data that is read once.
+// .cg: past the L1 cache, for what a block reads once; .ca: through it, for windows that overlap.
+template <int AT = 0>
+DEVICE void cp_async16_cached(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
+                 : "memory");
+}
 template <int AT = 0>
 DEVICE void cp_async16(SharedAt dst, const void* src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
@@ -302,6 +345,9 @@ DEVICE void cp_wait() {
 
 using emu::mma_bf16;
 using emu::mma_tf32;
+template <class T>
+inline void keep(T&) {}
+
 using SharedAt = char*;
 inline SharedAt shared_at(const void* p) { return (char*)p; }
 template <int AT = 0>
@@ -314,6 +360,10 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row, EMU_AT) {
 }
 template <int AT = 0>
 inline void cp_async16(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 16, valid, file, line);
+}
+template <int AT = 0>
+inline void cp_async16_cached(SharedAt dst, const void* src, bool valid, EMU_AT) {
     emu::cp_async(dst + AT, src, 16, valid, file, line);
 }
 template <int AT = 0>

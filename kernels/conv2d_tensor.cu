@@ -62,6 +62,8 @@ struct Tile {
                          : place<BK / 8>(row0 + lane % 16, lane / 16);
         int b_at = BTURN ? place<COLS / 8>(lane % 16, col0 / 8 + lane / 16)
                          : place<BK / 8>(col0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+        keep(a_at);
+        keep(b_at);
         int steps = (depth + BK - 1) / BK;
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
@@ -103,18 +105,35 @@ struct Tile {
         __syncthreads();  // shared memory is free again
     }
 
-    // f(row, column, tile row, tile column, first of two values): every pair of neighbouring columns of this thread.
+    // f(i, j, v, row, column): the values sum[i][j][v] and [v + 1] are two neighbours in this row.
     template <class F>
     DEVICE void each_pair(F f) {
-        int lane = threadIdx.x % 32;
-#pragma unroll
-        for (int j = 0; j < TN; j++) {
-#pragma unroll
-            for (int i = 0; i < TM; i++) {
-                f(row0 + i * 16 + lane / 4, col0 + j * 8 + lane % 4 * 2, i, j, 0);
-                f(row0 + i * 16 + lane / 4 + 8, col0 + j * 8 + lane % 4 * 2, i, j, 2);
-            }
-        }
+        int row = row0 + threadIdx.x % 32 / 4, col = col0 + threadIdx.x % 4 * 2;
+        each<TN>([&](auto j) {
+            each<TM>([&](auto i) {
+                f(i, j, Index<0>{}, row + i.value * 16, col + j.value * 8);
+                f(i, j, Index<2>{}, row + i.value * 16 + 8, col + j.value * 8);
+            });
+        });
+    }
+
+    // Rounds the sums to bf16 and stages them as rows of COLS.
+    DEVICE void stage(char* to) {
+        constexpr int PIECES = COLS / 8;
+        int at = place<PIECES>(row0 + threadIdx.x % 32 / 4, col0 / 8) + threadIdx.x % 4 * 4;
+        keep(at);
+        each<TN>([&](auto j) {
+            each<TM>([&](auto i) {
+                each<2>([&](auto half) {
+                    float* z = &sum[i.value][j.value][half.value * 2];
+                    uint32_t pair = pack_bf16(z[0], z[1]);
+                    char* row = to + (at ^ j.value * 16) + (i.value * 16 + half.value * 8) * PIECES * 16;
+                    *reinterpret_cast<uint32_t*>(row) = pair;
+                    z[0] = low_bf16(pair);
+                    z[1] = high_bf16(pair);
+                });
+            });
+        });
     }
 };
 
@@ -254,11 +273,12 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         out[t] = in ? pixel * k : -1;
     }
     __syncthreads();
-    const bf16* own[8];
+    const char* own[8];
     uint32_t taps[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        own[i] = x + from[t / 8 + 16 * i];
+        own[i] = reinterpret_cast<const char*>(x + from[t / 8 + 16 * i]);
+        keep(own[i]);
         taps[i] = window[t / 8 + 16 * i];
     }
     int ci = t % 8 * 8, ri = 0, si = 0, d = ci;  // the place of this thread's piece in the window
@@ -279,10 +299,10 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
     }
     Tile<128, BN> tile;
     tile.template product<false, false>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        ptrdiff_t at = (ri * w + si) * c + ci;
+        ptrdiff_t at = ((ri * w + si) * c + ci) * 2;  // bytes, of one image
         bool live = d < depth;
         uint32_t tap = live ? tap_bits(ri, si) : NO_TAP;
-        each<8>([&](auto i) { cp_async16<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
+        each<8>([&](auto i) { cp_async16_cached<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
         each<BN / 16>([&](auto i) {
             cp_async16<i.value * 2048>(b + to, filter[i.value], live);
             filter[i.value] += BK;
@@ -293,17 +313,14 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
     });
 
     float* sums = reinterpret_cast<float*>(stages + 128 * BN * 2);  // [rows of warps][2][BN]
-    tile.each_pair([&](int row, int col, int i, int j, int v) {
-        float* z = &tile.sum[i][j][v];
-        if (bias_on) {
+    if (bias_on) {
+        tile.each_pair([&](auto i, auto j, auto v, int, int col) {
+            float* z = &tile.sum[i.value][j.value][v.value];
             z[0] += col0 + col < k ? bias[col0 + col] : 0.0f;
             z[1] += col0 + col + 1 < k ? bias[col0 + col + 1] : 0.0f;
-        }
-        uint32_t pair = pack_bf16(z[0], z[1]);
-        z[0] = low_bf16(pair);
-        z[1] = high_bf16(pair);
-        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8 * 2) = pair;
-    });
+        });
+    }
+    tile.stage(stages);
     if (part_on) {
         // Rows beyond the last pixel are zeros and add nothing.
         int lane = t % 32, warp_row = tile.row0 / Tile<128, BN>::WM;
@@ -391,11 +408,12 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
         out[t] = in ? ((ni * h + hi) * w + wi) * c : -1;
     }
     __syncthreads();
-    const bf16* own[8];
+    const char* own[8];
     uint32_t taps[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        own[i] = dy + from[t / 8 + 16 * i];
+        own[i] = reinterpret_cast<const char*>(dy + from[t / 8 + 16 * i]);
+        keep(own[i]);
         taps[i] = window[t / 8 + 16 * i];
     }
     int ki = t % 8 * 8, ri = 0, si = 0, d = ki;  // the piece of dy: channel, taps from the first, depth
@@ -416,9 +434,9 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
     bool whole = kd % BK == 0 && k == kd;  // a step is inside of one tap
     Tile<128, BN> tile;
     tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        ptrdiff_t at = ki - (ri * q + si) * kd;
+        ptrdiff_t at = (ki - (ri * q + si) * kd) * 2;  // bytes, of one image
         uint32_t tap = d < depth ? tap_bits(ri, si) : NO_TAP;
-        each<8>([&](auto i) { cp_async16<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
+        each<8>([&](auto i) { cp_async16_cached<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
         auto row = [&]() {
             return filters + (ptrdiff_t)kb * filter + ((r0 + rb * stride) * s + s0 + sb * stride) * cw;
         };
@@ -443,10 +461,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
         d += BK;
         carry(ki, ri, si);
     });
-    tile.each_pair([&](int row, int col, int i, int j, int v) {
-        uint32_t pair = pack_bf16(tile.sum[i][j][v], tile.sum[i][j][v + 1]);
-        *reinterpret_cast<uint32_t*>(stages + place<BN / 8>(row, col / 8) + col % 8 * 2) = pair;
-    });
+    tile.stage(stages);
     __syncthreads();
     write_rows<BN>(dx, stages, out, col0, c);
 }
@@ -513,7 +528,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
     tile.template product<true, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
         each<BM / 16>([&](auto i) {
             int row = t / APIECES + AROWS * i.value;
-            cp_async16<i.value * 2048>(a + to, own + from[turn ^ 1][row], has(window[turn ^ 1][row], tap));
+            cp_async16_cached<i.value * 2048>(a + to, own + from[turn ^ 1][row], has(window[turn ^ 1][row], tap));
         });
         each<BN / 16>([&](auto i) {
             cp_async16<i.value * 2048>(b + to_b, next, db + BROWS * i.value < depth);
@@ -523,12 +538,13 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
         prepare();
     });
     float* to_part = part + (size_t)blockIdx.z * k * places;
-    tile.each_pair([&](int row, int col, int i, int j, int v) {
+    tile.each_pair([&](auto i, auto j, auto v, int row, int col) {
         row += row0;
         col += col0;
+        const float* z = &tile.sum[i.value][j.value][v.value];
         if (row >= places) return;
-        if (col < k) to_part[(size_t)col * places + row] = tile.sum[i][j][v];
-        if (col + 1 < k) to_part[(size_t)(col + 1) * places + row] = tile.sum[i][j][v + 1];
+        if (col < k) to_part[(size_t)col * places + row] = z[0];
+        if (col + 1 < k) to_part[(size_t)(col + 1) * places + row] = z[1];
     });
 }
 #endif

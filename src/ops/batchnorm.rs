@@ -166,9 +166,16 @@ fn chunk_sums(cuda: &Cuda, x: &Tensor) -> Result<ChunkSums> {
     let (m, c) = x.shape().rows(OP)?;
     let chunks = m.div_ceil(ROWS);
     let mut part = Buf::stale(x.device(), chunks * 2 * c)?;
-    let l = Launch::grid(chunks, c.div_ceil(256), 1, 256);
+    let l = over_rows(m, c, Some(ROWS));
     on_stored!(OP, x, S => launch::batch_norm_stats_part(cuda, l, &mut part, x.buf::<S>(OP)?, m as i32, c as i32))?;
     Ok(ChunkSums { part, rows: ROWS })
+}
+
+/// A block for `rows` rows, or for as many as eight to a thread make, and for 256 threads' columns.
+fn over_rows(m: usize, c: usize, rows: Option<usize>) -> Launch {
+    let each = if c.is_multiple_of(4) { 4 } else { 1 };
+    let width = (c / each).clamp(1, 256);
+    Launch::grid(m.div_ceil(rows.unwrap_or(256 / width * 8)), c.div_ceil(width * each), 1, 256)
 }
 
 /// For the kernels that add up chunks: up to 32 columns to a block.
@@ -224,7 +231,7 @@ fn normalise(
 }
 
 fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, moments: &Moments, then: Then) -> Result<Tensor> {
-    let (n, (_, c)) = (x.len(), x.shape().rows(OP)?);
+    let (m, c) = x.shape().rows(OP)?;
     let mut y = x.stale_like(x.shape().clone())?;
     let Moments { mean, rstd } = moments;
     match x.device() {
@@ -243,8 +250,8 @@ fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, moments: &Moments, then: T
             let x = x.buf::<S>(OP)?;
             let (on, r) = (i32::from(then.residual.is_some()), then.residual.map_or(Ok(x), |t| t.buf(OP))?);
             let (mean, rstd, gamma, beta) = (mean.buf(OP)?, rstd.buf(OP)?, gamma.buf(OP)?, beta.buf(OP)?);
-            let (l, y, relu) = (Launch::vectors::<S>(n), y.buf_mut(OP)?, i32::from(then.relu));
-            launch::batch_norm_fwd(cuda, l, y, x, mean, rstd, gamma, beta, r, n as i32, c as i32, relu, on)
+            let (l, y, relu) = (over_rows(m, c, None), y.buf_mut(OP)?, i32::from(then.relu));
+            launch::batch_norm_fwd(cuda, l, y, x, mean, rstd, gamma, beta, r, m as i32, c as i32, relu, on)
         })?,
     }
     Ok(y)
@@ -274,7 +281,7 @@ fn sums(dy: &Tensor, y: Option<&Tensor>, x: &Tensor, moments: &Moments) -> Resul
             on_stored!(OP, x, S => {
                 let (x, dy, mi, ci) = (x.buf::<S>(OP)?, dy.buf(OP)?, m as i32, c as i32);
                 let (on, y) = (i32::from(y.is_some()), y.map_or(Ok(dy), |t| t.buf(OP))?);
-                let l = Launch::grid(chunks, c.div_ceil(256), 1, 256);
+                let l = over_rows(m, c, Some(ROWS));
                 let (mean, rstd) = (mean.buf(OP)?, rstd.buf(OP)?);
                 launch::batch_norm_bwd_part(cuda, l, &mut part, dy, y, x, mean, rstd, mi, ci, on)
             })?;
@@ -299,7 +306,7 @@ struct Grad<'a> {
 
 /// dx, and dz if it is wanted. `inverse` is 1 / M, or 0 where the statistics are constants.
 fn backward(g: &Grad, inverse: f64, wants_dz: bool) -> Result<(Tensor, Option<Tensor>)> {
-    let (n, (_, c)) = (g.x.len(), g.x.shape().rows(OP)?);
+    let (m, c) = g.x.shape().rows(OP)?;
     let mut dx = g.x.stale_like(g.x.shape().clone())?;
     let mut dz = if wants_dz { Some(g.x.stale_like(g.x.shape().clone())?) } else { None };
     let of_channels = [&g.moments.mean, &g.moments.rstd, g.gamma, g.dgamma, g.dbeta];
@@ -333,8 +340,8 @@ fn backward(g: &Grad, inverse: f64, wants_dz: bool) -> Result<(Tensor, Option<Te
             };
             let [mean, rstd, gamma, dg, db] = of_channels;
             let (mean, rstd, gamma, dg, db) = (mean.buf(OP)?, rstd.buf(OP)?, gamma.buf(OP)?, dg.buf(OP)?, db.buf(OP)?);
-            let (l, n, c, inverse) = (Launch::vectors::<S>(n), n as i32, c as i32, inverse as f32);
-            launch::batch_norm_bwd(cuda, l, dx, dz, dy, y, x, mean, rstd, gamma, dg, db, n, c, inverse, relu, on)
+            let (l, m, c, inverse) = (over_rows(m, c, None), m as i32, c as i32, inverse as f32);
+            launch::batch_norm_bwd(cuda, l, dx, dz, dy, y, x, mean, rstd, gamma, dg, db, m, c, inverse, relu, on)
         })?,
     }
     Ok((dx, dz))
