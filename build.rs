@@ -61,7 +61,8 @@ fn main() {
         let Ok(source) = fs::read_to_string(s) else { stop(format!("{} cannot be read", s.display())) };
         for k in kernels(s, &source) {
             let full = |v: &String| format!("{}_{v}", k.name);
-            let names = if k.variants.is_empty() { vec![k.name.clone()] } else { k.variants.iter().map(full).collect() };
+            let names =
+                if k.variants.is_empty() { vec![k.name.clone()] } else { k.variants.iter().map(full).collect() };
             table.extend(names.iter().map(|n| format!("    ({n:?}, {stem:?}),\n")));
             text += &launcher(&k);
         }

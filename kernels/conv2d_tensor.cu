@@ -78,9 +78,10 @@ struct Tile {
             if (i + STAGES - 1 < steps) load(stages + fill, stages + fill + A_BYTES);
             cp_commit();
             SharedAt a = stages + use, b = a + A_BYTES;
+            int left = depth - i * BK;
             each<BK / 16>([&](auto d) {
                 constexpr int D = decltype(d)::value;
-                if (i * BK + D * 16 >= depth) return;
+                if (left <= D * 16) return;
                 uint32_t fa[TM][4];
                 each<TM>([&](auto k) {
                     constexpr int I = decltype(k)::value;
@@ -90,11 +91,10 @@ struct Tile {
                     constexpr int J = decltype(k)::value;
                     uint32_t fb[4];
                     fragment<BTURN, COLS / 8, J, D>(fb, b, b_at);
-                    const uint32_t left[2] = {fb[0], fb[1]}, right[2] = {fb[2], fb[3]};
 #pragma unroll
                     for (int i = 0; i < TM; i++) {
-                        mma_bf16(sum[i][2 * J], fa[i], left);
-                        mma_bf16(sum[i][2 * J + 1], fa[i], right);
+                        mma_bf16(sum[i][2 * J], fa[i], {fb[0], fb[1]});
+                        mma_bf16(sum[i][2 * J + 1], fa[i], {fb[2], fb[3]});
                     }
                 });
             });
@@ -312,7 +312,6 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         carry();
     });
 
-    float* sums = reinterpret_cast<float*>(stages + 128 * BN * 2);  // [rows of warps][2][BN]
     if (bias_on) {
         tile.each_pair([&](auto i, auto j, auto v, int, int col) {
             float* z = &tile.sum[i.value][j.value][v.value];
@@ -321,45 +320,39 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
         });
     }
     tile.stage(stages);
-    if (part_on) {
-        // Rows beyond the last pixel are zeros and add nothing.
-        int lane = t % 32, warp_row = tile.row0 / Tile<128, BN>::WM;
-#pragma unroll
-        for (int j = 0; j < Tile<128, BN>::TN; j++) {
-#pragma unroll
-            for (int v = 0; v < 2; v++) {
-                float a = 0.0f, b = 0.0f;
-#pragma unroll
-                for (int i = 0; i < Tile<128, BN>::TM; i++) {
-                    float lo = tile.sum[i][j][v], hi = tile.sum[i][j][v + 2];
-                    a += lo + hi;
-                    b = fmaf(lo, lo, fmaf(hi, hi, b));
-                }
-#pragma unroll
-                for (int o = 4; o < 32; o *= 2) {
-                    a += __shfl_xor_sync(FULL_WARP, a, o);
-                    b += __shfl_xor_sync(FULL_WARP, b, o);
-                }
-                int col = tile.col0 + j * 8 + lane % 4 * 2 + v;
-                if (lane < 4) {
-                    sums[warp_row * 2 * BN + col] = a;
-                    sums[warp_row * 2 * BN + BN + col] = b;
-                }
-            }
-        }
-    }
     __syncthreads();
     write_rows<BN>(y, stages, out, col0, k);
-    if (part_on && t < BN && col0 + t < k) {
-        float a = 0.0f, b = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 4 / Tile<128, BN>::ACROSS; i++) {
-            a += sums[i * 2 * BN + t];
-            b += sums[i * 2 * BN + BN + t];
-        }
-        float* sum_to = part + (size_t)blockIdx.y * 2 * k + col0 + t;
-        sum_to[0] = a;
-        sum_to[k] = max(b - a * a / rows, 0.0f);
+    if (!part_on) return;
+    // Sums of the columns are a product with ones, sums of their squares the diagonal of Yt Y; 16 columns a warp. Rows
+    // beyond the last pixel are zeros and add nothing.
+    int lane = t % 32;
+    for (int g = t / 32; g < BN / 16; g += 4) {
+        int at_a = place<BN / 8>(lane % 8 + lane / 16 * 8, 2 * g + lane / 8 % 2);
+        int at_b = place<BN / 8>(lane % 16, 2 * g + lane / 16);
+        float total[2][4] = {}, square[2][4] = {};
+        const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+        each<8>([&](auto d) {
+            uint32_t fa[4], fb[4];
+            fragment<true, BN / 8, 0, decltype(d)::value>(fa, shared_at(stages), at_a);
+            fragment<true, BN / 8, 0, decltype(d)::value>(fb, shared_at(stages), at_b);
+            mma_bf16(total[0], ones, {fb[0], fb[1]});
+            mma_bf16(total[1], ones, {fb[2], fb[3]});
+            mma_bf16(square[0], fa, {fb[0], fb[1]});
+            mma_bf16(square[1], fa, {fb[2], fb[3]});
+        });
+        // Row and column `own` of the left product, and eight further of the right one, are with one lane in four.
+        int own = lane / 4;
+        if (lane % 4 != own / 2) continue;
+        each<2>([&](auto half) {
+            constexpr int H = decltype(half)::value;
+            int col = col0 + g * 16 + H * 8 + own;
+            float a = own % 2 ? total[H][1] : total[H][0];
+            float b = own % 2 ? square[H][2 * H + 1] : square[H][2 * H];
+            if (col >= k) return;
+            float* to = part + (size_t)blockIdx.y * 2 * k + col;
+            to[0] = a;
+            to[k] = max(b - a * a / rows, 0.0f);
+        });
     }
 }
 
@@ -441,8 +434,8 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
             return filters + (ptrdiff_t)kb * filter + ((r0 + rb * stride) * s + s0 + sb * stride) * cw;
         };
         if (whole) {
-            const bf16* next = row();
-            ptrdiff_t step = (ptrdiff_t)(THREADS / PIECES) * filter;
+            const char* next = reinterpret_cast<const char*>(row());
+            ptrdiff_t step = (ptrdiff_t)(THREADS / PIECES) * filter * 2;
             each<BN / 16>([&](auto i) {
                 cp_async16<i.value * 2048>(b + to_b, next, true);
                 next += step;
@@ -493,8 +486,8 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
 ) {
     constexpr int BM = BN < 64 ? 64 : 128;
     DYN_SHARED(char, stages);
-    SHARED(int, from, [2][BK]);
-    SHARED(uint32_t, window, [2][BK]);
+    SHARED(int, from, [2 * BK]);
+    SHARED(uint32_t, window, [2 * BK]);
     int t = threadIdx.x, row0 = blockIdx.x * BM, col0 = blockIdx.y * BN;
     int places = r * s * c, first = blockIdx.z * chunk, depth = min(chunk, n * p * q - first);
     constexpr int APIECES = BM / 8, AROWS = THREADS / APIECES, BPIECES = BN / 8, BROWS = THREADS / BPIECES;
@@ -505,9 +498,9 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
         if (t < BK) {
             int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
             int top = pi * stride - pad, left = qi * stride - pad;
-            from[turn][t] = ((ni * h + top) * w + left) * c;
+            from[turn * BK + t] = ((ni * h + top) * w + left) * c;
             bool in = pixel < first + depth;
-            window[turn][t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
+            window[turn * BK + t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
             pixel += BK;
         }
         turn ^= 1;
@@ -518,17 +511,21 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
     int there = row0 + t % APIECES * 8;  // the place in the window of this thread's piece
     int ci = there % c, si = there / c % s, ri = there / c / s;
     uint32_t tap = there < places ? tap_bits(ri, si) : NO_TAP;
-    const bf16* own = x + ((ri * w + si) * c + ci);
+    const char* own = reinterpret_cast<const char*>(x + ((ri * w + si) * c + ci));
+    keep(own);
     int to = place<APIECES>(t / APIECES, t % APIECES), to_b = place<BPIECES>(t / BPIECES, t % BPIECES);
     // Channels beyond the last are the first again: what they give is not written.
     int col = col0 + t % BPIECES * 8, db = t / BPIECES;
-    const bf16* next = dy + (size_t)(first + db) * kd + (col < kd ? col : 0);
-    ptrdiff_t step = (ptrdiff_t)BROWS * kd;
+    const char* next = reinterpret_cast<const char*>(dy + (size_t)(first + db) * kd + (col < kd ? col : 0));
+    ptrdiff_t step = (ptrdiff_t)BROWS * kd * 2;
+    keep(next);
     Tile<BM, BN> tile;
     tile.template product<true, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+        int row = (turn ^ 1) * BK + t / APIECES;
+        keep(row);
         each<BM / 16>([&](auto i) {
-            int row = t / APIECES + AROWS * i.value;
-            cp_async16_cached<i.value * 2048>(a + to, own + from[turn ^ 1][row], has(window[turn ^ 1][row], tap));
+            constexpr int AT = i.value * AROWS;
+            cp_async16_cached<i.value * 2048>(a + to, own + (ptrdiff_t)from[row + AT] * 2, has(window[row + AT], tap));
         });
         each<BN / 16>([&](auto i) {
             cp_async16<i.value * 2048>(b + to_b, next, db + BROWS * i.value < depth);

@@ -32,7 +32,8 @@ impl LeNet {
 impl Net for LeNet {
     fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<Tensor> {
         let n = x.shape().nhwc("lenet")?[0];
-        let x = ops::conv2d(&cx.input(x)?, &cx.weight(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
+        let x =
+            ops::conv2d(&cx.input(x)?, &cx.weight(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
         let x = ops::conv2d(&x, &cx.weight(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())?;
         let x = match cx.dropout(0) {

@@ -155,7 +155,17 @@ fn moments(x: &Tensor, sums: Option<ChunkSums>, eps: f32) -> Result<(Moments, Te
             let (mean, rstd, var) = (mean.buf_mut(OP)?, rstd.buf_mut(OP)?, var.buf_mut(OP)?);
             let (l, chunks) = (fold_launch(c), m.div_ceil(rows) as i32);
             launch::batch_norm_stats_last_f32(
-                cuda, l, mean, rstd, var, &part, m as i32, c as i32, chunks, rows as i32, eps,
+                cuda,
+                l,
+                mean,
+                rstd,
+                var,
+                &part,
+                m as i32,
+                c as i32,
+                chunks,
+                rows as i32,
+                eps,
             )?;
         }
     }

@@ -206,8 +206,9 @@ mod tensor {
     /// A grid of fewer blocks is made of narrower ones: about the multiprocessors of a large GPU. The sums are the
     /// same for all widths, so nothing but speed depends on it.
     const ENOUGH_BLOCKS: usize = 100;
-    /// Blocks a weight gradient is cut into, about: fixed, because the cut decides the order of the sum.
-    const WGRAD_BLOCKS: usize = 528;
+    /// Blocks a weight gradient is cut into, about: two for each multiprocessor of a large GPU, since each writes as
+    /// much as the whole gradient. Fixed, because the cut decides the order of the sum.
+    const WGRAD_BLOCKS: usize = 264;
 
     /// The variant for `cols` columns of `rows` blocks, and the launch.
     fn tiles(cols: usize, rows: usize, z: usize) -> (usize, Launch) {

@@ -181,7 +181,8 @@ fn rounded<const N: usize>(x: [&Tensor; N], f: impl FnOnce([&Tensor; N]) -> Resu
 
 /// bf16 weights as f32 without rounding their gradient: it belongs to the master weights.
 fn widen_weights(w: &Tensor) -> Result<Tensor> {
-    Ok(cast(&w.detach(), Dtype::F32)?.with_grad("widen_weights", &[w], |dw, need| Ok(vec![need.then(0, || Ok(dw.clone()))?])))
+    Ok(cast(&w.detach(), Dtype::F32)?
+        .with_grad("widen_weights", &[w], |dw, need| Ok(vec![need.then(0, || Ok(dw.clone()))?])))
 }
 
 /// A tensor of ones shaped like `y`, which must be a scalar: the start of a backward pass.
