@@ -146,7 +146,7 @@ fn add_bias_fwd(x: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-mod cpu {
+pub(super) mod cpu {
     use super::{Real, threads};
 
     /// y[i] = f(x[i])

@@ -4,31 +4,39 @@
 //!
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
+mod activation;
 mod augment;
 mod batchnorm;
 mod conv2d;
 pub(crate) mod distance;
 mod dropout;
 mod elementwise;
+mod loss;
 mod matmul;
+mod norms;
 mod optim;
 mod pool;
 mod reduce;
 mod rows;
+mod shape;
 mod softmax;
 mod topk;
 
+pub use activation::{clamp, leaky_relu, sigmoid, tanh};
 pub use augment::{View, gather_images};
 pub use batchnorm::{BatchStats, Then, batch_norm, batch_norm_eval, batch_norm_update};
 pub use conv2d::{Conv, conv2d, conv2d_dgrad};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
 pub use elementwise::{add, add_bias, mul, relu, scale};
+pub use loss::{bce_with_logits, gauss_kl, kl_soft, mse};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
+pub use norms::{normalize_rows, row_norms};
 pub use optim::{copy_into, sgd_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
+pub use shape::{concat_cols, concat_rows, slice_cols, slice_rows};
 pub use softmax::{
     argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
 };
@@ -126,7 +134,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 10] = [
+    let families: [&'static [Case]; 14] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -137,13 +145,17 @@ pub fn cases() -> Vec<&'static Case> {
         dropout::CASES,
         rows::CASES,
         distance::CASES,
+        activation::CASES,
+        loss::CASES,
+        shape::CASES,
+        norms::CASES,
     ];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 8] = [
+    let families: [&'static [Case]; 12] = [
         reduce::LARGE,
         matmul::LARGE,
         conv2d::LARGE,
@@ -152,6 +164,10 @@ pub fn large_cases() -> Vec<&'static Case> {
         softmax::LARGE,
         dropout::LARGE,
         rows::LARGE,
+        activation::LARGE,
+        loss::LARGE,
+        shape::LARGE,
+        norms::LARGE,
     ];
     families.into_iter().flatten().collect()
 }
