@@ -1,17 +1,18 @@
 // Squared Euclidean distances by direct differences (near points do not cancel, as norms and products would), each
 // pair in the canonical order of src/ops/distance.rs: one accumulator, features ascending, fma.
-#include "common.cuh"
+#include "pointwise.cuh"
 
 constexpr int TILE = 64;   // rows and centres of a block
 constexpr int STEP = 16;   // features in shared memory at a time
 constexpr int PAD = 4;     // keeps rows of 16 bytes aligned and spreads the turned writes over the banks
 
 // 64 rows of a matrix, 16 of their features from k0, turned: out[feature][row]. Zero where there is none: a feature
-// that is zero on both sides adds fma(0, 0, acc) = acc exactly.
+// that is zero on both sides adds fma(0, 0, acc) = acc exactly. A warp takes 8 features of 4 rows: whole sectors, and
+// (4 * feature + row) % 32 is another bank for each.
 DEVICE void load_turned(float (*out)[TILE + PAD], const float* a, int row0, int k0, int rows, int d) {
-    int k = threadIdx.x % STEP;
+    int k = threadIdx.x % 8 + threadIdx.x / 128 * 8;
 #pragma unroll
-    for (int r = threadIdx.x / STEP; r < TILE; r += 256 / STEP) {
+    for (int r = threadIdx.x / 8 % 16; r < TILE; r += 16) {
         bool inside = row0 + r < rows && k0 + k < d;
         out[k][r] = inside ? a[(size_t)(row0 + r) * d + k0 + k] : 0.0f;
     }
@@ -49,7 +50,7 @@ DEVICE void tile_distances(
 // y[i][j] = |x[i] - c[j]|^2.
 //   y (N, M)   x (N, D)   c (M, D)
 // Launch:  grid (ceil(N / 64), ceil(M / 64)), block 256.
-// Traffic: N*M written; x is read M / 64 times, c N / 64 times. Bound by arithmetic (3*N*M*D) for D above about 30.
+// Traffic: N*M written, 16 bytes at a time where M allows it; x is read M / 64 times, c N / 64 times. Bound by arithmetic (3*N*M*D) for D above about 30.
 // Repeats: bit-identical, the canonical order.
 // Limits:  M <= 64 * 65535 (grid.y); N*M and the rows' offsets are 64 bits wide.
 KERNEL pairwise_sq_fwd_f32(
@@ -70,9 +71,8 @@ KERNEL pairwise_sq_fwd_f32(
     c0 += threadIdx.x % 16 * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            if (row0 + i < n && c0 + j < m) y[(size_t)(row0 + i) * m + c0 + j] = acc[i][j];
+        if (row0 + i < n)
+            store_quad(y + (size_t)(row0 + i) * m, c0, m, make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
 }
 
 // da[i] = 2 sum_j dy_ij (a[i] - b[j]), j ascending.

@@ -13,6 +13,7 @@ mod dropout;
 mod elementwise;
 mod loss;
 mod matmul;
+mod normal;
 mod norms;
 mod optim;
 mod pool;
@@ -25,14 +26,15 @@ mod topk;
 pub use activation::{clamp, leaky_relu, sigmoid, tanh};
 pub use augment::{View, gather_images};
 pub use batchnorm::{BatchStats, Then, batch_norm, batch_norm_eval, batch_norm_update};
-pub use conv2d::{Conv, conv2d, conv2d_dgrad};
+pub use conv2d::{Conv, conv_transpose2d, conv2d, conv2d_dgrad};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
 pub use elementwise::{add, add_bias, mul, relu, scale};
 pub use loss::{bce_with_logits, gauss_kl, kl_soft, mse};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
+pub use normal::{normals, reparameterize};
 pub use norms::{normalize_rows, row_norms};
-pub use optim::{copy_into, sgd_step};
+pub use optim::{AdamRule, adam_step, copy_into, ema_step, sgd_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
@@ -134,7 +136,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 14] = [
+    let families: [&'static [Case]; 16] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -149,13 +151,15 @@ pub fn cases() -> Vec<&'static Case> {
         loss::CASES,
         shape::CASES,
         norms::CASES,
+        normal::CASES,
+        conv2d::TRANSPOSED,
     ];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 12] = [
+    let families: [&'static [Case]; 15] = [
         reduce::LARGE,
         matmul::LARGE,
         conv2d::LARGE,
@@ -168,6 +172,9 @@ pub fn large_cases() -> Vec<&'static Case> {
         loss::LARGE,
         shape::LARGE,
         norms::LARGE,
+        normal::LARGE,
+        conv2d::TRANSPOSED_LARGE,
+        distance::LARGE,
     ];
     families.into_iter().flatten().collect()
 }
