@@ -27,6 +27,7 @@ pub fn all() {
     pooling(&devices);
     scores(&devices);
     optimizer(&devices);
+    rows_of_zeros(&devices);
     moments(&devices);
     noise_of_a_step(&devices);
     training_masks(&devices);
@@ -130,6 +131,28 @@ fn optimizer(devices: &[Device; 2]) {
     let tolerance = |_: f64| 3.0 * 8.0 * 2f64.powi(-24);
     assert_close("weights", &got.0, &want.0, tolerance);
     assert_close("velocities", &got.1, &want.1, tolerance);
+}
+
+/// A row of zeros among others, and a window that starts anywhere: the same on both devices.
+fn rows_of_zeros(devices: &[Device; 2]) {
+    let mut x = noise(5 * 33, 8);
+    x[33..66].fill(0.0);
+    let run = |d: &Device| {
+        let x = Tensor::new(d, [5, 33], &x).unwrap().tracked();
+        let cut = ops::slice_rows(&x, 1, 4).unwrap();
+        [ops::normalize_rows(&cut).unwrap(), ops::row_norms(&cut).unwrap(), ops::sigmoid(&cut).unwrap()].map(|y| {
+            let dy = Tensor::new(d, y.shape().clone(), &noise(y.len(), 9)).unwrap();
+            let dx = y.grad_from(&dy, &[&x]).unwrap().of(&x).unwrap().to_f64().unwrap();
+            (y.to_f64().unwrap(), dx)
+        })
+    };
+    for ((y, dx), (want_y, want_dx)) in run(&devices[1]).iter().zip(&run(&devices[0])) {
+        // Sums of 33 squares below 4.
+        let tolerance = |_: f64| 4.0 * 35.0 * 2f64.powi(-24);
+        assert_close("rows", y, want_y, tolerance);
+        assert_close("gradients of rows", dx, want_dx, tolerance);
+        assert!(dx[..33].iter().all(|v| *v == 0.0), "the row that was cut off has no gradient");
+    }
 }
 
 /// Adam and the moving average; the count of steps and the rate are read on the device. Odd sizes and a start that is
