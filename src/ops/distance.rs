@@ -76,7 +76,7 @@ fn pairwise_fwd(x: &Tensor, c: &Tensor) -> Result<Tensor> {
         }
         Device::Cpu => fast::pairwise(y.host_mut(OP)?, x.host(OP)?, c.host(OP)?, m, d),
         Device::Cuda(cuda) => {
-            let l = Launch::grid(n.div_ceil(64), m.div_ceil(64), 1, 256);
+            let l = Launch::grid(n.div_ceil(64), m.div_ceil(128), 1, 256);
             let (y, x, c) = (y.buf_mut(OP)?, x.buf(OP)?, c.buf(OP)?);
             launch::pairwise_sq_fwd_f32(cuda, l, y, x, c, n as i32, m as i32, d as i32)?;
         }
