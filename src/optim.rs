@@ -1,9 +1,10 @@
-//! The optimizer: SGD with momentum, coupled weight decay and element-wise gradient clamp, one fused kernel over
-//! the parameter arena; and the step schedule of the learning rate.
+//! The optimizers, each one fused kernel over the parameter arena: SGD with momentum, coupled weight decay and
+//! element-wise gradient clamp; Adam; and the step schedule of the learning rate.
 
 use crate::autograd::Grads;
 use crate::clock::Clock;
 use crate::nn::Params;
+use crate::ops::AdamRule;
 use crate::tensor::Buf;
 use crate::{Result, ops};
 
@@ -30,13 +31,44 @@ impl Sgd {
     /// One step with the learning rate of `clock`. A parameter that was not used keeps a gradient of zero.
     pub fn step(&mut self, params: &mut Params, grads: &Grads, clock: &Clock) -> Result<()> {
         let device = params.device().clone();
-        for (i, g) in grads.params() {
-            ops::copy_into(&mut self.grads, params.offset(i), g.buf("sgd")?, &device)?;
-        }
+        gather(&mut self.grads, params, grads)?;
         let (v, g) = (&mut self.velocity, &self.grads);
         ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)?;
         params.round()
     }
+}
+
+/// As torch.optim.Adam: m and v, the moving averages of g and g², start from zero and are corrected for that.
+pub struct Adam {
+    rule: AdamRule,
+    moments: [Buf<f32>; 2],
+    grads: Buf<f32>,
+    /// Counts this optimizer's own steps, on the device: a training step may take several of them, or none.
+    steps: Clock,
+}
+
+impl Adam {
+    /// For one set of parameters.
+    pub fn new(params: &Params, rule: AdamRule) -> Result<Adam> {
+        let (device, n) = (params.device(), params.arena_len());
+        let zeros = || Buf::zeros(device, n);
+        Ok(Adam { rule, moments: [zeros()?, zeros()?], grads: zeros()?, steps: Clock::new(device)? })
+    }
+
+    /// One step with the learning rate of `clock`. A parameter that was not used keeps a gradient of zero.
+    pub fn step(&mut self, params: &mut Params, grads: &Grads, clock: &Clock) -> Result<()> {
+        let device = params.device().clone();
+        gather(&mut self.grads, params, grads)?;
+        let [m, v] = &mut self.moments;
+        ops::adam_step(params.arena_mut(), m, v, &self.grads, clock, &self.steps, &device, self.rule)?;
+        params.round()?;
+        self.steps.advance(0)
+    }
+}
+
+/// Copies gradients to where their parameters are in the arena.
+fn gather(arena: &mut Buf<f32>, params: &Params, grads: &Grads) -> Result<()> {
+    grads.params().try_for_each(|(i, g)| ops::copy_into(arena, params.offset(i), g.buf("optimizer")?, params.device()))
 }
 
 /// The learning rate of an epoch (0-based): `base`, divided by ten at every milestone reached.

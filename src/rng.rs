@@ -109,6 +109,16 @@ impl Rng {
         (self.u32(element) >> 8) as f32 * (1.0 / 16_777_216.0)
     }
 
+    /// A standard normal number by Box–Muller: words (0, 1) of a block give elements 0 and 1, words (2, 3) the other two.
+    ///
+    /// With u = ((word >> 8) + 1) / 2²⁴, never zero, and θ = π (other word >> 8, signed) / 2²³ it is √(−2 ln u)·cos θ for
+    /// the first of the two and √(−2 ln u)·sin θ for the second; at most 5.77 in size. Computed in f64 here and in f32
+    /// in `kernels/normal.cu`: equal to about 1e-6, not to the bit.
+    #[inline]
+    pub fn normal(self, element: u64) -> f64 {
+        normals_of(self.block((element / 4) as u32))[(element % 4) as usize]
+    }
+
     /// A uniformly random permutation of 0..n (Fisher–Yates; each draw uses 64 random bits, so its bias is
     /// below n / 2^64).
     pub fn permutation(self, n: usize) -> Vec<u32> {
@@ -121,6 +131,17 @@ impl Rng {
         }
         p
     }
+}
+
+/// The four normal numbers that a block of four words makes.
+pub(crate) fn normals_of(words: [u32; 4]) -> [f64; 4] {
+    let pair = |x: u32, y: u32| {
+        let radius = (-2.0 * (f64::from((x >> 8) + 1) / 16_777_216.0).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::PI * f64::from(y as i32 >> 8) / 8_388_608.0).sin_cos();
+        [radius * cos, radius * sin]
+    };
+    let ([a, b], [c, d]) = (pair(words[0], words[1]), pair(words[2], words[3]));
+    [a, b, c, d]
 }
 
 /// The integer threshold of a Bernoulli draw: a word below it is a success with probability `p`.
@@ -150,6 +171,35 @@ mod tests {
             philox4x32_10([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
+    }
+
+    #[test]
+    fn extreme_words_make_finite_normals() {
+        let n = normals_of([0, 0, u32::MAX, 0x8000_0000]);
+        assert!((n[0] - 5.768_108).abs() < 1e-6 && n[1] == 0.0 && n[2] == 0.0 && n[3] == 0.0, "{n:?}");
+        let n = normals_of([0, 0x4000_0000, 0, 0xC000_0000]);
+        assert!(n[0].abs() < 1e-9 && (n[1] - 5.768_108).abs() < 1e-6 && (n[3] + 5.768_108).abs() < 1e-6, "{n:?}");
+    }
+
+    #[test]
+    fn normals_have_the_moments_of_normals() {
+        let r = Rng::new(21).at(Purpose::Vae, 1, 2);
+        let n = 400_000u64;
+        let v: Vec<f64> = (0..n).map(|e| r.normal(e)).collect();
+        let moment = |k: i32| v.iter().map(|x| x.powi(k)).sum::<f64>() / n as f64;
+        // The k-th moment's own variance is E x^2k − (E x^k)²: 1, 2, 15, 96 for k = 1 .. 4. Five standard deviations.
+        for (k, want, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0f64)] {
+            assert!((moment(k) - want).abs() < 5.0 * (variance / n as f64).sqrt(), "{k}: {}", moment(k));
+        }
+        // Within 1 and 2 standard deviations, and neighbours independent of each other.
+        for (limit, share) in [(1.0, 0.682_689), (2.0, 0.954_500)] {
+            let inside = v.iter().filter(|x| x.abs() < limit).count() as f64 / n as f64;
+            assert!((inside - share).abs() < 5.0 * (share * (1.0 - share) / n as f64).sqrt(), "{limit}: {inside}");
+        }
+        for lag in 1..=4 {
+            let c = v.windows(lag + 1).map(|w| w[0] * w[lag]).sum::<f64>() / n as f64;
+            assert!(c.abs() < 5.0 / (n as f64).sqrt(), "lag {lag}: {c}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use dalcore::device::Device;
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::{Ctx, Layout, Mode, Net};
-use dalcore::ops::{self, Arg, Case, View, cases, large_cases};
-use dalcore::optim::Sgd;
+use dalcore::ops::{self, AdamRule, Arg, Case, View, cases, large_cases};
+use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::kcenter;
 use dalcore::tensor::{Buf, Dtype, Tensor};
@@ -53,8 +53,11 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 13] = [
     "sgd_step",
+    "adam_step",
+    "ema_step",
+    "normals",
     "gather_images",
     "top_k",
     "argmax_rows",
@@ -158,6 +161,79 @@ fn sgd_steps_equal_pytorch() {
         }
     }
     report("SGD", check.findings);
+}
+
+/// Both rules of the fixture over five steps whose rate drops before the fourth. The optimizer counts its own steps; the
+/// step of the clock is another.
+#[test]
+fn adam_steps_equal_pytorch() {
+    let (d, mut check) = (Device::Cpu, Check::new());
+    let plain = AdamRule::default();
+    let rules =
+        [("adam_step/67", plain), ("adam_step/67/decay", AdamRule { betas: [0.5, 0.99], eps: 1e-3, decay: 0.05 })];
+    for (name, rule) in rules {
+        let made = inputs(name, &[Arg::Fixed(&[67], -2.0, 2.0); 6]);
+        let buf = |t: &Tensor| Buf::from_host(&d, &t.to_vec::<f32>().unwrap()).unwrap();
+        let zeros = || Buf::zeros(&d, 67).unwrap();
+        let (mut w, mut m, mut v) = (buf(&made[0]), zeros(), zeros());
+        let (clock, steps) = (Clock::new(&d).unwrap(), Clock::new(&d).unwrap());
+        for (step, g) in made[1..].iter().enumerate() {
+            clock.start(40, 0, if step < 3 { 0.1 } else { 0.01 }).unwrap();
+            ops::adam_step(&mut w, &mut m, &mut v, &buf(g), &clock, &steps, &d, rule).unwrap();
+            steps.advance(0).unwrap();
+            // A dozen roundings a step, carried on to the next.
+            check.floats(format!("{name}/w{step}"), &w.to_host().unwrap(), 12 * (step + 1));
+        }
+        check.floats(format!("{name}/m"), &m.to_host().unwrap(), 20);
+        check.floats(format!("{name}/v"), &v.to_host().unwrap(), 20);
+    }
+    report("Adam", check.findings);
+}
+
+/// The same through `Adam` itself: gradients of a real graph, gathered into the arena.
+#[test]
+fn adam_counts_its_own_steps() {
+    let d = Device::Cpu;
+    let mut layout = Layout::default();
+    let p = layout.add("w", [67], 1);
+    let mut params = layout.init(&d, Rng::new(1).at(Purpose::Init, 0, 0)).unwrap();
+    let name = "adam_step/67";
+    let made = inputs(name, &[Arg::Fixed(&[67], -2.0, 2.0); 6]);
+    params.load(|_| made[0].to_vec()).unwrap();
+    let mut adam = Adam::new(&params, AdamRule::default()).unwrap();
+    let (clock, mut check) = (Clock::new(&d).unwrap(), Check::new());
+    for (step, g) in made[1..].iter().enumerate() {
+        clock.start(40, 0, if step < 3 { 0.1 } else { 0.01 }).unwrap();
+        // Σ g ⊙ w has the gradient g.
+        let loss = ops::sum_all(&ops::mul(&params.tensor(p).unwrap(), g).unwrap()).unwrap();
+        let grads = loss.backward(&params).unwrap();
+        adam.step(&mut params, &grads, &clock).unwrap();
+        check.floats(format!("{name}/w{step}"), &params.tensor(p).unwrap().to_vec().unwrap(), 12 * (step + 1));
+    }
+    report("Adam over an arena", check.findings);
+}
+
+#[test]
+fn averages_equal_numpy() {
+    let (d, name, mut check) = (Device::Cpu, "ema_step/67", Check::new());
+    let made = inputs(name, &[Arg::Fixed(&[67], -2.0, 2.0); 6]);
+    let buf = |t: &Tensor| Buf::from_host(&d, &t.to_vec::<f32>().unwrap()).unwrap();
+    let mut average = buf(&made[0]);
+    for (step, w) in made[1..].iter().enumerate() {
+        ops::ema_step(&mut average, &buf(w), &d, 0.95).unwrap();
+        check.floats(format!("{name}/{step}"), &average.to_host().unwrap(), 3 * (step + 1));
+    }
+    report("moving average", check.findings);
+}
+
+#[test]
+fn normals_equal_numpy() {
+    let (d, mut check) = (Device::Cpu, Check::new());
+    let clock = Clock::new(&d).unwrap();
+    clock.start(9, 0, 0.1).unwrap();
+    let y = ops::normals(&d, [7, 43], Rng::new(12).at(Purpose::Vae, 3, 0).lane(4), &clock).unwrap();
+    check.floats("normals/301".into(), &y.to_vec().unwrap(), 1);
+    report("normals", check.findings);
 }
 
 /// Gather, crop, flip, normalise: the streams say where, NumPy cuts the window out.

@@ -63,6 +63,11 @@ inline float __logf(float x) { return logf(x); }
 inline float __log2f(float x) { return log2f(x); }
 inline float __sinf(float x) { return sinf(x); }
 inline float __cosf(float x) { return cosf(x); }
+inline void sincospif(float x, float* s, float* c) {
+    const double pi = 3.14159265358979323846;
+    *s = float(sin(pi * double(x)));
+    *c = float(cos(pi * double(x)));
+}
 inline float __powf(float x, float y) { return powf(x, y); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }

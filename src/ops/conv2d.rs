@@ -8,7 +8,7 @@
 //! with the roles swapped.
 
 use super::matmul::{TILE_ROWS, tile_cols};
-use super::{Arg, Case, ChunkSums, cast, longest, sum_rows, widen_weights};
+use super::{Arg, Case, ChunkSums, add_bias, cast, longest, sum_rows, widen_weights};
 use crate::device::microkernel::{self as fast, Geometry};
 use crate::device::{Cuda, Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
@@ -450,6 +450,86 @@ pub const LARGE: &[Case] = &[
     ),
 ];
 
+/// x (N, P, Q, K), w (K, R, S, C), b (C) → (N, H, W, C) with H = (P − 1)·stride + R − 2·pad: the input gradient of the
+/// convolution of `w` as an operation of its own. PyTorch's weight (K, C, R, S) is permuted.
+///
+/// y = dgrad(x, w) + b; dx = conv2d(dy, w), dw = wgrad(x, dy): the roles of x and dy are swapped.
+pub fn conv_transpose2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
+    const OP: &str = "conv_transpose2d";
+    let ([n, p, q, k], [kw, r, s, c]) = (x.shape().nhwc(OP)?, w.shape().nhwc(OP)?);
+    let side =
+        |p: usize, r: usize| p.checked_sub(1)?.checked_mul(conv.stride)?.checked_add(r)?.checked_sub(2 * conv.pad);
+    let refused =
+        || x.shape().refuse(OP, format!("images (N, P, Q, {kw}) that {:?} with {conv:?} enlarges", w.shape()));
+    let (Some(h), Some(wx)) = (side(p, r), side(q, s)) else { return Err(refused()) };
+    let (n, g) = geometry(&[n, h, wx, c], w, conv)?;
+    if k != kw || p * q == 0 || (g.p, g.q) != (p, q) {
+        return Err(refused());
+    }
+    let y = dgrad(x, w, n, &g)?;
+    let (sx, sw) = (x.detach(), w.detach());
+    let y = y.with_grad(OP, &[x, w], move |dy, need| {
+        Ok(vec![need.then(0, || forward(dy, &sw, None, n, &g))?, need.then(1, || wgrad(&sx, dy, n, &g))?])
+    });
+    b.map_or(Ok(y.clone()), |b| add_bias(&y, b))
+}
+
+const fn transposed(
+    name: &'static str,
+    inputs: &'static [Arg],
+    run: fn(&[Tensor]) -> Result<Tensor>,
+    [n, p, q, k, rs, c]: [u64; 6],
+    y: u64,
+) -> Case {
+    let (x, w) = (n * p * q * k, k * rs * c);
+    Case {
+        name,
+        inputs,
+        run,
+        sum: longest([rs * k, rs * c, n * p * q]),
+        flops: 2 * x * rs * c,
+        bytes: 4 * (x + w + n * y),
+    }
+}
+
+fn enlarged(x: &[Tensor], stride: usize, pad: usize) -> Result<Tensor> {
+    conv_transpose2d(&x[0], &x[1], x.get(2), Conv { stride, pad })
+}
+
+/// Shapes every suite runs the transposed convolution on.
+pub const TRANSPOSED: &[Case] = &[
+    transposed(
+        "conv_transpose2d/2x3x2x5-4x4x3-stride2-pad1",
+        &[Arg::Diff(&[2, 3, 2, 5], -1.0, 1.0), Arg::Diff(&[5, 4, 4, 3], -1.0, 1.0), Arg::Diff(&[3], -1.0, 1.0)],
+        |x| enlarged(x, 2, 1),
+        [2, 3, 2, 5, 16, 3],
+        72,
+    ),
+    transposed(
+        "conv_transpose2d/1x3x4x2-3x2x4",
+        &[Arg::Diff(&[1, 3, 4, 2], -1.0, 1.0), Arg::Diff(&[2, 3, 2, 4], -1.0, 1.0)],
+        |x| enlarged(x, 1, 0),
+        [1, 3, 4, 2, 6, 4],
+        100,
+    ),
+    transposed(
+        "conv_transpose2d/3x4x4x8-1x1x3",
+        &[Arg::Diff(&[3, 4, 4, 8], -1.0, 1.0), Arg::Diff(&[8, 1, 1, 3], -1.0, 1.0), Arg::Diff(&[3], -1.0, 1.0)],
+        |x| enlarged(x, 1, 0),
+        [3, 4, 4, 8, 1, 3],
+        48,
+    ),
+];
+
+/// A layer of VAAL's decoder, narrower.
+pub const TRANSPOSED_LARGE: &[Case] = &[transposed(
+    "conv_transpose2d/4x8x8x64-4x4x32-stride2-pad1",
+    &[Arg::Diff(&[4, 8, 8, 64], -1.0, 1.0), Arg::Diff(&[64, 4, 4, 32], -0.1, 0.1)],
+    |x| enlarged(x, 2, 1),
+    [4, 8, 8, 64, 16, 32],
+    8192,
+)];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,5 +555,21 @@ mod tests {
         assert_eq!(y.dims(), [0, 4, 4, 3]);
         let g = y.grad_from(&y.detach(), &[&w]).unwrap();
         assert!(g.of(&w).unwrap().to_vec::<f32>().unwrap().iter().all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn images_that_cannot_be_enlarged_are_refused() {
+        let t = |s: [usize; 4]| Tensor::zeros(&Device::Cpu, s, Dtype::F32).unwrap();
+        for (x, w, conv) in [
+            ([1, 4, 4, 3], [2, 4, 4, 1], Conv { stride: 2, pad: 1 }),
+            ([1, 0, 4, 2], [2, 4, 4, 1], Conv { stride: 1, pad: 1 }),
+            ([1, 1, 1, 2], [2, 1, 1, 1], Conv { stride: 1, pad: 1 }),
+            ([1, 4, 4, 2], [2, 4, 4, 1], Conv { stride: 0, pad: 1 }),
+        ] {
+            let e = conv_transpose2d(&t(x), &t(w), None, conv);
+            assert!(e.is_err(), "{x:?} {w:?} {conv:?}");
+        }
+        let y = conv_transpose2d(&t([0, 4, 4, 2]), &t([2, 4, 4, 1]), None, Conv { stride: 2, pad: 1 }).unwrap();
+        assert_eq!(y.dims(), [0, 8, 8, 1]);
     }
 }

@@ -196,7 +196,7 @@ fn add_bias_fwd(x: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-mod cpu {
+pub(super) mod cpu {
     use super::{Elem, Real, threads};
 
     /// y[i] = f(x[i])

@@ -4,32 +4,42 @@
 //!
 //! Conventions: outputs, inputs, sizes, scalars, random key. Gradients are `dx`, `dw`, `dy`.
 
+mod activation;
 mod augment;
 mod batchnorm;
 mod conv2d;
 pub(crate) mod distance;
 mod dropout;
 mod elementwise;
+mod loss;
 mod matmul;
+mod normal;
+mod norms;
 mod optim;
 mod pool;
 mod reduce;
 mod rows;
+mod shape;
 mod softmax;
 mod topk;
 
+pub use activation::{clamp, leaky_relu, sigmoid, tanh};
 pub use augment::{View, gather_images};
 pub use batchnorm::{BatchStats, ChunkSums, Then, batch_norm, batch_norm_eval, batch_norm_update};
-pub use conv2d::{Conv, conv2d, conv2d_dgrad, conv2d_with_sums};
+pub use conv2d::{Conv, conv_transpose2d, conv2d, conv2d_dgrad, conv2d_with_sums};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
 pub(crate) use elementwise::narrow_into;
 pub use elementwise::{add, add_bias, cast, mul, relu, scale};
+pub use loss::{bce_with_logits, gauss_kl, kl_soft, mse};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
-pub use optim::{copy_into, sgd_step};
+pub use normal::{normals, reparameterize};
+pub use norms::{normalize_rows, row_norms};
+pub use optim::{AdamRule, adam_step, copy_into, ema_step, sgd_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
+pub use shape::{concat_cols, concat_rows, slice_cols, slice_rows};
 pub use softmax::{
     argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
 };
@@ -143,7 +153,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 10] = [
+    let families: [&'static [Case]; 16] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -154,13 +164,19 @@ pub fn cases() -> Vec<&'static Case> {
         dropout::CASES,
         rows::CASES,
         distance::CASES,
+        activation::CASES,
+        loss::CASES,
+        shape::CASES,
+        norms::CASES,
+        normal::CASES,
+        conv2d::TRANSPOSED,
     ];
     families.into_iter().flatten().collect()
 }
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 8] = [
+    let families: [&'static [Case]; 15] = [
         reduce::LARGE,
         matmul::LARGE,
         conv2d::LARGE,
@@ -169,6 +185,13 @@ pub fn large_cases() -> Vec<&'static Case> {
         softmax::LARGE,
         dropout::LARGE,
         rows::LARGE,
+        activation::LARGE,
+        loss::LARGE,
+        shape::LARGE,
+        norms::LARGE,
+        normal::LARGE,
+        conv2d::TRANSPOSED_LARGE,
+        distance::LARGE,
     ];
     families.into_iter().flatten().collect()
 }

@@ -1,7 +1,9 @@
-//! The optimizer's step over the flat parameter arena, and copies into it.
+//! The optimizers' steps over the flat parameter arena, its moving average, and copies into it.
 //!
-//! g′ = clamp(g, ±κ); v ← μ v + (g′ + λ w); w ← w − η v. The learning rate η is read from the clock, so that a captured
-//! step follows its schedule. A NaN in g stays one.
+//! SGD: g′ = clamp(g, ±κ); v ← μ v + (g′ + λ w); w ← w − η v.
+//! Adam: g′ = g + λ w; m ← β₁ m + (1 − β₁) g′; v ← β₂ v + (1 − β₂) g′²; w ← w − η m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁ᵗ)
+//! and v̂ = v / (1 − β₂ᵗ), t counting the optimizer's steps from 1. Average: a ← α a + (1 − α) w.
+//! The learning rate η and t are read from clocks, so that a captured step follows them. A NaN in g stays one.
 
 use crate::clock::{Clock, Word};
 use crate::device::{Device, Launch, launch};
@@ -35,6 +37,87 @@ pub fn sgd_step(
             let (l, words) = (Launch::elements(n), &clock.words());
             launch::sgd_step_f32(cuda, l, w, v, g, words, n as i32, momentum, decay, clamp)
         }
+    }
+}
+
+/// What Adam does with a gradient, whatever the learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamRule {
+    /// β₁ and β₂, each in [0, 1).
+    pub betas: [f64; 2],
+    /// ε, outside of the root.
+    pub eps: f32,
+    /// λ, the coupled weight decay.
+    pub decay: f32,
+}
+
+impl Default for AdamRule {
+    /// As in PyTorch: β .9 and .999, ε 1e-8, no decay.
+    fn default() -> AdamRule {
+        AdamRule { betas: [0.9, 0.999], eps: 1e-8, decay: 0.0 }
+    }
+}
+
+/// One step of Adam: w, m, v, g (n). The rate is that of `clock`; `steps` is the optimizer's own clock, whose step word
+/// counts the steps before this one and which the caller advances afterwards.
+#[allow(clippy::too_many_arguments)]
+pub fn adam_step(
+    w: &mut Buf<f32>,
+    m: &mut Buf<f32>,
+    v: &mut Buf<f32>,
+    g: &Buf<f32>,
+    clock: &Clock,
+    steps: &Clock,
+    device: &Device,
+    rule: AdamRule,
+) -> Result<()> {
+    let (op, n) = ("adam_step", w.len());
+    if [m.len(), v.len(), g.len()] != [n; 3] {
+        let got = format!("({}), ({}) and ({})", m.len(), v.len(), g.len());
+        return Err(Error::Shape { op, want: format!("moments and gradients of ({n})"), got });
+    }
+    if let Some(b) = rule.betas.iter().find(|b| !(0.0..1.0).contains(*b)) {
+        return Err(Error::Config { key: op.into(), why: format!("a beta must be at least 0 and below 1, not {b}") });
+    }
+    match device {
+        Device::Cpu => {
+            let (rate, t) = (f64::from(f32::from_bits(clock.host(Word::Rate)?)), clock_step(steps)?);
+            let [unbias1, unbias2] = rule.betas.map(|b| 1.0 / (1.0 - b.powf(t)));
+            let rest = rule.betas.map(|b| (1.0 - b) as f32);
+            let (rate, unbias) = ((rate * unbias1) as f32, unbias2.sqrt() as f32);
+            let (w, m, v) = (w.host_mut(op)?, m.host_mut(op)?, v.host_mut(op)?);
+            fast::adam(w, m, v, g.host(op)?, rate, unbias, rest, [rule.eps, rule.decay]);
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let (l, clock, steps) = (Launch::elements(n.div_ceil(4)), &clock.words(), &steps.words());
+            let [rest1, rest2] = rule.betas.map(|b| (1.0 - b) as f32);
+            launch::adam_step_f32(cuda, l, w, m, v, g, clock, steps, n as i32, rest1, rest2, rule.eps, rule.decay)
+        }
+    }
+}
+
+/// The number of this step, from 1.
+fn clock_step(steps: &Clock) -> Result<f64> {
+    Ok(f64::from(steps.host(Word::Step)?) + 1.0)
+}
+
+/// The moving average of weights: average ← α·average + (1 − α)·w, both (n), α = `decay` in [0, 1].
+pub fn ema_step(average: &mut Buf<f32>, w: &Buf<f32>, device: &Device, decay: f64) -> Result<()> {
+    let (op, n) = ("ema_step", w.len());
+    if average.len() != n {
+        return Err(Error::Shape { op, want: format!("an average of ({n})"), got: format!("({})", average.len()) });
+    }
+    if !(0.0..=1.0).contains(&decay) {
+        return Err(Error::Config { key: op.into(), why: format!("the decay must be between 0 and 1, not {decay}") });
+    }
+    let rest = (1.0 - decay) as f32;
+    match device {
+        Device::Cpu => {
+            fast::ema(average.host_mut(op)?, w.host(op)?, rest);
+            Ok(())
+        }
+        Device::Cuda(cuda) => launch::ema_step_f32(cuda, Launch::elements(n.div_ceil(4)), average, w, n as i32, rest),
     }
 }
 
@@ -75,6 +158,56 @@ mod fast {
                 let d = if d < -clamp { -clamp } else { d };
                 *v = momentum * *v + (d + decay * *w);
                 *w -= rate * *v;
+            }
+        }
+    }
+
+    /// w, m, v, g: (n). `unbias` is that of √v, `rate` holds that of m.
+    #[allow(clippy::too_many_arguments)]
+    pub fn adam(
+        w: &mut [f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        g: &[f32],
+        rate: f32,
+        unbias: f32,
+        rest: [f32; 2],
+        eps_decay: [f32; 2],
+    ) {
+        let weights = w.par_chunks_mut(TASK).zip(g.par_chunks(TASK));
+        let moments = m.par_chunks_mut(TASK).zip(v.par_chunks_mut(TASK));
+        weights.zip(moments).for_each(|((w, g), (m, v))| adam_task(w, m, v, g, rate, unbias, rest, eps_decay));
+    }
+
+    crate::simd! {
+        fn adam_task(
+            w: &mut [f32],
+            m: &mut [f32],
+            v: &mut [f32],
+            g: &[f32],
+            rate: f32,
+            unbias: f32,
+            rest: [f32; 2],
+            eps_decay: [f32; 2]
+        ) {
+            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                let d = g + eps_decay[1] * *w;
+                *m += rest[0] * (d - *m);
+                *v += rest[1] * (d * d - *v);
+                *w -= rate * *m / (v.sqrt() * unbias + eps_decay[0]);
+            }
+        }
+    }
+
+    /// average, w: (n)
+    pub fn ema(average: &mut [f32], w: &[f32], rest: f32) {
+        average.par_chunks_mut(TASK).zip(w.par_chunks(TASK)).for_each(|(a, w)| ema_task(a, w, rest));
+    }
+
+    crate::simd! {
+        fn ema_task(average: &mut [f32], w: &[f32], rest: f32) {
+            for (a, w) in average.iter_mut().zip(w) {
+                *a += rest * (w - *a);
             }
         }
     }
@@ -128,6 +261,43 @@ mod tests {
         let mut short = Buf::zeros(&Device::Cpu, 3).unwrap();
         let mut w = Buf::zeros(&Device::Cpu, 4).unwrap();
         assert!(sgd_step(&mut w, &mut short, &gb, &clock, &Device::Cpu, 0.9, 0.1, 1.0).is_err());
+    }
+
+    /// From any start and for any gradient: the first step is η·sign(g) where ε does not matter.
+    #[test]
+    fn adam_starts_with_full_steps_and_refuses_what_cannot_be() {
+        let (d, n) = (Device::Cpu, 100_003);
+        let (clock, steps) = (Clock::new(&d).unwrap(), Clock::new(&d).unwrap());
+        clock.start(7, 0, 0.25).unwrap();
+        let r = Rng::new(5);
+        let mut g: Vec<f32> = (0..n as u64).map(|e| 4.0 * r.uniform(e) - 2.0).collect();
+        (g[0], g[n - 1]) = (0.0, f32::NAN);
+        let zeros = |n| Buf::zeros(&d, n).unwrap();
+        let (mut w, mut m, mut v) = (zeros(n), zeros(n), zeros(n));
+        let gb = Buf::from_host(&d, &g).unwrap();
+        adam_step(&mut w, &mut m, &mut v, &gb, &clock, &steps, &d, AdamRule::default()).unwrap();
+        let w = w.to_host().unwrap();
+        assert!(w[0] == 0.0 && w[n - 1].is_nan());
+        for i in 1..n - 1 {
+            let want = -0.25 * g[i] / (g[i].abs() + 1e-8);
+            assert!((w[i] - want).abs() < 1e-6, "{i}: {} for {}", w[i], g[i]);
+        }
+        let (mut w, mut short) = (zeros(n), zeros(3));
+        assert!(adam_step(&mut w, &mut short, &mut v, &gb, &clock, &steps, &d, AdamRule::default()).is_err());
+        let rule = AdamRule { betas: [0.9, 1.0], ..AdamRule::default() };
+        assert!(adam_step(&mut w, &mut m, &mut v, &gb, &clock, &steps, &d, rule).is_err());
+    }
+
+    #[test]
+    fn averages_forget_at_their_rate() {
+        let d = Device::Cpu;
+        let mut a = Buf::from_host(&d, &[1.0f32, -2.0, 8.0]).unwrap();
+        let w = Buf::from_host(&d, &[1.0f32, 2.0, f32::NAN]).unwrap();
+        ema_step(&mut a, &w, &d, 0.75).unwrap();
+        let got = a.to_host().unwrap();
+        assert!(got[..2] == [1.0, -1.0] && got[2].is_nan(), "{got:?}");
+        assert!(ema_step(&mut a, &w, &d, 1.5).is_err());
+        assert!(ema_step(&mut a, &Buf::zeros(&d, 2).unwrap(), &d, 0.5).is_err());
     }
 
     #[test]

@@ -116,4 +116,13 @@ fn alone_as_in_a_batch(d: &Device) {
     let nt = Tensor::new(d, [11, 72], &fill(792, 6)).unwrap();
     same("matmul_nt", &rows, &|n, a| ops::matmul_nt(&Tensor::new(d, [n * 24, 72], a)?, &nt));
     same("softmax", &rows, &|n, x| ops::softmax(&Tensor::new(d, [n * 24, 72], x)?));
+    same("normalize_rows", &rows, &|n, x| ops::normalize_rows(&Tensor::new(d, [n * 24, 72], x)?));
+    same("row_norms", &rows, &|n, x| ops::row_norms(&Tensor::new(d, [n * 24, 72], x)?));
+    let centres = Tensor::new(d, [5, 72], &fill(360, 7)).unwrap();
+    same("pairwise_sq", &rows, &|n, x| ops::pairwise_sq(&Tensor::new(d, [n * 24, 72], x)?, &centres));
+    let w = Tensor::new(d, [20, 4, 4, 3], &fill(960, 8)).unwrap();
+    let conv = Conv { stride: 2, pad: 1 };
+    same("conv_transpose2d", &fill(BATCH * 12 * 20, 9), &|n, x| {
+        ops::conv_transpose2d(&Tensor::new(d, [n, 4, 3, 20], x)?, &w, None, conv)
+    });
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::Device;
-use dalcore::ops::{self, Pool, View};
+use dalcore::ops::{self, AdamRule, Pool, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
 
@@ -27,6 +27,9 @@ pub fn all() {
     pooling(&devices);
     scores(&devices);
     optimizer(&devices);
+    rows_of_zeros(&devices);
+    moments(&devices);
+    noise_of_a_step(&devices);
     training_masks(&devices);
 }
 
@@ -128,6 +131,73 @@ fn optimizer(devices: &[Device; 2]) {
     let tolerance = |_: f64| 3.0 * 8.0 * 2f64.powi(-24);
     assert_close("weights", &got.0, &want.0, tolerance);
     assert_close("velocities", &got.1, &want.1, tolerance);
+}
+
+/// A row of zeros among others, and a window that starts anywhere: the same on both devices.
+fn rows_of_zeros(devices: &[Device; 2]) {
+    let mut x = noise(5 * 33, 8);
+    x[33..66].fill(0.0);
+    let run = |d: &Device| {
+        let x = Tensor::new(d, [5, 33], &x).unwrap().tracked();
+        let cut = ops::slice_rows(&x, 1, 4).unwrap();
+        [ops::normalize_rows(&cut).unwrap(), ops::row_norms(&cut).unwrap(), ops::sigmoid(&cut).unwrap()].map(|y| {
+            let dy = Tensor::new(d, y.shape().clone(), &noise(y.len(), 9)).unwrap();
+            let dx = y.grad_from(&dy, &[&x]).unwrap().of(&x).unwrap().to_f64().unwrap();
+            (y.to_f64().unwrap(), dx)
+        })
+    };
+    for ((y, dx), (want_y, want_dx)) in run(&devices[1]).iter().zip(&run(&devices[0])) {
+        // Sums of 33 squares below 4.
+        let tolerance = |_: f64| 4.0 * 35.0 * 2f64.powi(-24);
+        assert_close("rows", y, want_y, tolerance);
+        assert_close("gradients of rows", dx, want_dx, tolerance);
+        assert!(dx[..33].iter().all(|v| *v == 0.0), "the row that was cut off has no gradient");
+    }
+}
+
+/// Adam and the moving average; the count of steps and the rate are read on the device. Odd sizes and a start that is
+/// not on 16 bytes: the average of a window.
+fn moments(devices: &[Device; 2]) {
+    let n = 1003;
+    let run = |d: &Device| {
+        let (clock, steps) = (Clock::new(d).unwrap(), Clock::new(d).unwrap());
+        clock.start(90, 0, 0.05).unwrap();
+        let noise = |lane| Buf::from_host(d, &noise(n, lane)).unwrap();
+        let mut g = self::noise(n, 4);
+        g[7] = f32::NAN; // stays one
+        let (mut w, g) = (noise(2), Buf::from_host(d, &g).unwrap());
+        let (mut m, mut v): (Buf<f32>, Buf<f32>) = (Buf::zeros(d, n).unwrap(), Buf::zeros(d, n).unwrap());
+        for _ in 0..3 {
+            let rule = AdamRule { decay: 0.01, ..AdamRule::default() };
+            ops::adam_step(&mut w, &mut m, &mut v, &g, &clock, &steps, d, rule).unwrap();
+            steps.advance(0).unwrap();
+        }
+        let whole = noise(3);
+        let mut average = whole.window(1, n - 1).unwrap();
+        drop(whole);
+        ops::ema_step(&mut average, &w.window(1, n - 1).unwrap(), d, 0.9).unwrap();
+        [w, m, v, average].map(|b| f64s(&b.to_host().unwrap()))
+    };
+    for ((got, want), what) in run(&devices[1]).iter().zip(&run(&devices[0])).zip(["w", "m", "v", "average"]) {
+        // A dozen roundings a step of numbers up to 4.
+        assert_close(what, got, want, |_| 36.0 * 4.0 * 2f64.powi(-24));
+    }
+}
+
+/// Normal numbers of the device's own clock, equal to those of the host to about 1e-6: three functions, each good to two
+/// units in the last place of a number below 6, which are 1.5e-6 at worst.
+fn noise_of_a_step(devices: &[Device; 2]) {
+    let run = |d: &Device| {
+        let clock = Clock::new(d).unwrap();
+        clock.start(6, 0, 0.1).unwrap();
+        clock.advance(1).unwrap();
+        let y = ops::normals(d, [3, 6667], Rng::new(8).at(Purpose::Vae, 3, 0).lane(2), &clock).unwrap();
+        f64s(&y.to_vec::<f32>().unwrap())
+    };
+    let (got, want) = (run(&devices[1]), run(&devices[0]));
+    assert_close("normals", &got, &want, |_| 1.5e-6);
+    let mean = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).sum::<f64>() / got.len() as f64;
+    assert!(mean < 1e-7, "normal numbers are off by {mean:e} on average");
 }
 
 /// Masks follow the device's own clock, bit for bit, and dropping everything gives zeros.

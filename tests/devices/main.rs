@@ -17,7 +17,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 10] = [
+    let parts: [(&str, fn()); 11] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("bf16", cases::rounded),
@@ -26,6 +26,7 @@ fn cuda_agrees_with_the_cpu() {
         ("selection", selection::all),
         ("training", training::lenet),
         ("batch normalisation in a step", training::resnet),
+        ("a variational step", training::variational),
         ("graphs", training::graphs),
         ("memory", memory::all),
     ];

@@ -9,8 +9,8 @@ use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
-use dalcore::ops;
-use dalcore::optim::Sgd;
+use dalcore::ops::{self, AdamRule, Conv};
+use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
 use dalcore::train::{DeviceData, Fit, Trainer, extract};
@@ -117,6 +117,61 @@ fn resnet_alike(precision: Precision, [state, logit]: [f64; 2]) {
     assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
     assert_close("parameters and statistics", &eager.0, &host.0, |_| state * scale(&host.0));
     assert_close("logits", &eager.1, &host.1, |_| logit * scale(&host.1));
+}
+
+/// A tiny variational auto-encoder with a discriminator on its code, by Adam: noise, step count and rate are read on the
+/// device, so the step is captured like any other. Eager and replayed the same bytes, and the CPU's numbers.
+pub fn variational() {
+    const BATCH: usize = 6;
+    let run = |d: &Device, graphs: bool| {
+        let mut layout = Layout::default();
+        let [mean, spread, judge] = ["mean", "spread", "judge"].map(|name| layout.add(name, [4, 8], 8));
+        let filters = layout.add("filters", [4, 4, 4, 2], 4);
+        let root = Rng::new(6);
+        let mut params = layout.init(d, root.at(Purpose::Init, 0, 0)).unwrap();
+        let mut adam = Adam::new(&params, AdamRule { eps: 1e-3, ..AdamRule::default() }).unwrap();
+        let clock = Rc::new(Clock::new(d).unwrap());
+        clock.start(30, 0, 0.01).unwrap();
+        let x: Vec<f32> = (0..BATCH as u64 * 8).map(|e| root.uniform(e)).collect();
+        let x = Tensor::new(d, [BATCH, 8], &x).unwrap();
+        let real = Tensor::new(d, [BATCH, 4], &[1.0f32, 0.0, 0.0].map(|v| [v; 8]).concat()).unwrap();
+        let mut average: Buf<f32> = Buf::zeros(d, 32).unwrap();
+        let mut replay = Replay::new(graphs);
+        for step in 0..6 {
+            if step == 4 {
+                clock.start(30 + step, 1, 0.001).unwrap();
+            }
+            replay
+                .run(d, || {
+                    let mu = ops::linear(&x, &params.tensor(mean)?, None)?;
+                    let logvar = ops::clamp(&ops::linear(&x, &params.tensor(spread)?, None)?, -20.0, 20.0)?;
+                    let z = ops::reparameterize(&mu, &logvar, root.at(Purpose::Vae, 0, 0), &clock)?;
+                    let z = ops::tanh(&z)?.reshape([BATCH, 1, 1, 4])?;
+                    let made = ops::conv_transpose2d(&z, &params.tensor(filters)?, None, Conv { stride: 2, pad: 1 })?;
+                    let made = ops::sigmoid(&made)?.reshape([BATCH, 8])?;
+                    let vae = ops::add(&ops::scale(&ops::mse(&made, &x)?, 48.0)?, &ops::gauss_kl(&mu, &logvar)?)?;
+                    let halves = [ops::slice_rows(&mu, 3, 3)?, ops::slice_rows(&mu, 0, 3)?];
+                    let code = ops::concat_rows(&[&halves[0], &halves[1]])?;
+                    let code = ops::concat_cols(&[&ops::normalize_rows(&code)?, &ops::leaky_relu(&code, 0.2)?])?;
+                    let verdict = ops::linear(&code, &params.tensor(judge)?, None)?;
+                    let loss = ops::add(&vae, &ops::bce_with_logits(&verdict, &real)?)?;
+                    let grads = loss.backward(&params)?;
+                    adam.step(&mut params, &grads, &clock)?;
+                    ops::ema_step(&mut average, params.tensor(mean)?.buf("average")?, d, 0.5)?;
+                    clock.advance(BATCH)
+                })
+                .unwrap();
+        }
+        let mut state: Vec<f64> = params.to_host().unwrap().into_iter().flat_map(|(_, v)| v).map(f64::from).collect();
+        state.extend(average.to_host().unwrap().into_iter().map(f64::from));
+        state
+    };
+    let Some(s) = cuda(0) else { return };
+    let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
+    assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
+    // Noise good to 1e-6 and a few dozen roundings behind each gradient; six steps of at most 0.01 each, of which m / √v
+    // passes on an error of m relative to ε = 1e-3 at worst.
+    assert_close("weights", &eager, &host, |_| 6.0 * 0.01 * 5e-6 / 1e-3);
 }
 
 /// A small step replayed eight times; and a step that allocates more than its first run is refused.
