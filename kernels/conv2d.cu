@@ -156,7 +156,7 @@ KERNEL conv2d_dgrad_f32(
 //   part (chunks, k, r s c)
 // Launch:  grid (k / tile_cols(k), r s c / 64, chunks) rounded up, block 256.
 // Traffic: each block reads its chunk's windows (64 places) and outputs (bn channels) once.
-// Repeats: bit-identical: chunks have a fixed size, and conv2d_wgrad_reduce_f32 adds them in order.
+// Repeats: bit-identical: chunks have a fixed size, and sum_chunks_f32 adds them in order.
 // Limits:  at most 65535 chunks.
 template <int BN>
 __device__ __forceinline__ void wgrad_tile(
@@ -218,19 +218,4 @@ KERNEL conv2d_wgrad_f32(
     if (bn == 64) wgrad_tile<64>(part, dy, x, n, h, w, c, k, r, s, p, q, stride, pad, chunk);
     else if (bn == 32) wgrad_tile<32>(part, dy, x, n, h, w, c, k, r, s, p, q, stride, pad, chunk);
     else wgrad_tile<16>(part, dy, x, n, h, w, c, k, r, s, p, q, stride, pad, chunk);
-}
-
-// dw = sum of the chunks in order.   dw (len)   part (chunks, len)
-// Launch:  one thread per element, block 256.   Traffic: chunks len floats.   Repeats: bit-identical.
-KERNEL conv2d_wgrad_reduce_f32(
-    float* __restrict__ dw,
-    const float* __restrict__ part,
-    int len,
-    int chunks
-) {
-    int e = blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= len) return;
-    float sum = 0.0f;
-    for (int z = 0; z < chunks; z++) sum += part[(size_t)z * len + e];
-    dw[e] = sum;
 }

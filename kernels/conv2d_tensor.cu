@@ -152,18 +152,21 @@ DEVICE bool has(uint32_t window, uint32_t taps) { return (window & taps) == taps
 template <int COLS>
 DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, int cols) {
     constexpr int PIECES = COLS / 8;
+    if (cols % 8 != 0) {
+        int width = min(COLS, cols - col0);
+        for (int e = threadIdx.x; e < 128 * width; e += THREADS) {
+            int row = e / width, col = e % width;
+            const bf16* from = reinterpret_cast<const bf16*>(staged + place<PIECES>(row, col / 8)) + col % 8;
+            if (out[row] >= 0) to[out[row] + col0 + col] = *from;
+        }
+        return;
+    }
     int piece = threadIdx.x % PIECES, col = col0 + piece * 8;
     if (col >= cols) return;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         int row = threadIdx.x / PIECES + THREADS / PIECES * i;
-        const bf16* from = reinterpret_cast<const bf16*>(staged + place<PIECES>(row, piece));
-        if (out[row] < 0) continue;
-        if (cols % 8 == 0) {
-            store16(to + out[row] + col, load16(from));
-        } else {
-            for (int v = 0; v < min(8, cols - col); v++) to[out[row] + col + v] = from[v];
-        }
+        if (out[row] >= 0) store16(to + out[row] + col, load16(staged + place<PIECES>(row, piece)));
     }
 }
 
@@ -186,33 +189,6 @@ DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, i
 #define VARIANT(name) name##_n128
 #define BN 128
 #include SOURCE
-
-// dw = sum of the chunks in order, without the channels that only fill up the copies.
-//   dw (rows, c)   part (chunks, rows, wide), c <= wide
-// Launch:  grid rows * wide / 32 rounded up, block 256: eight groups share the chunks of 32 elements.
-// Traffic: chunks rows wide floats.   Repeats: bit-identical: groups in order, chunks in order within a group.
-KERNEL conv2d_wgrad_sum(
-    float* __restrict__ dw,
-    const float* __restrict__ part,
-    int rows,
-    int c,
-    int wide,
-    int chunks
-) {
-    SHARED(float, sums, [8][32]);
-    int group = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int len = rows * wide, e = blockIdx.x * 32 + lane;
-    float sum = 0.0f;
-    if (e < len) {
-        for (int z = group; z < chunks; z += 8) sum += part[(size_t)z * len + e];
-    }
-    sums[group][lane] = sum;
-    __syncthreads();
-    if (group > 0 || e >= len || e % wide >= c) return;
-#pragma unroll
-    for (int g = 1; g < 8; g++) sum += sums[g][lane];
-    dw[e / wide * c + e % wide] = sum;
-}
 
 // y = x with zeros up to `wide` channels.   y (rows, wide)   x (rows, c)
 // Launch:  one thread per element of y, block 256.   Traffic: 2 rows (c + wide) bytes.   Repeats: bit-identical.
@@ -464,7 +440,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
 //   part (chunks, k, r s c)   x (n, h, w, c)   dy (n, p, q, kd), kd >= k
 // Launch:  grid (r s c / BM, k / BN, chunks), rounded up, BM = 64 for BN < 64, else 128; block 128.
 // Traffic: a block reads the windows of its places and its channels of dy once.
-// Repeats: bit-identical: conv2d_wgrad_sum adds the chunks in a fixed order.
+// Repeats: bit-identical: sum_chunks_f32 adds the chunks in a fixed order.
 // Limits:  c % 8 == 0, kd % 8 == 0; r, s <= 15.
 KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
     float* __restrict__ part,

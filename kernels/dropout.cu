@@ -30,11 +30,17 @@ KERNEL VARIANT(dropout_fwd)(
     int e = block * 4;
     if (e >= n) return;
     uint4 r = philox_block(seed_lo, seed_hi, stream, round, clock[0], block);
-    auto kept = [&](int i, uint32_t word) { y[i] = from_float<Stored>(word >= drop_below ? to_float(x[i]) * scale : 0.0f); };
-    kept(e, r.x);
-    if (e + 1 < n) kept(e + 1, r.y);
-    if (e + 2 < n) kept(e + 2, r.z);
-    if (e + 3 < n) kept(e + 3, r.w);
+    const uint32_t words[4] = {r.x, r.y, r.z, r.w};
+    if (e + 4 <= n) {
+        Some<4> v(x + e);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v.v[i] = words[i] >= drop_below ? v.v[i] * scale : 0.0f;
+        v.store(y + e);
+    } else {
+        for (int i = 0; i < n - e; i++) {
+            y[e + i] = from_float<Stored>(words[i] >= drop_below ? to_float(x[e + i]) * scale : 0.0f);
+        }
+    }
 }
 
 // The same with one decision per image and channel: the word of element i * c + channel.

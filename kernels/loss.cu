@@ -1,5 +1,5 @@
 // Losses that are sums over all elements: two stages in a fixed order, no atomics. The first stage is here, the second
-// is sum_rows_last_f32 (reduce.cu) over a matrix of one column; up to CHUNK elements one stage is enough.
+// is sum_cols_f32 (reduce.cu) over one row; up to CHUNK elements one stage is enough.
 //
 // All first stages:
 //   part (ceil(n / CHUNK))   a, b (n)

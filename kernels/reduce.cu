@@ -7,25 +7,33 @@
 // Rows of one partial sum; the same number in src/ops/reduce.rs.
 #define ROWS 512
 
-// y[j] = sum of part[p][j] over p: the second stage.
-//   y (c)   part (chunks, c)
-// Launch:  one warp per column, block 256.
-// Traffic: chunks*c + c floats, 1/512 of the first stage.
-// Repeats: bit-identical; each column is summed by one warp in a fixed order.
-// Limits:  c < 2^26.
-KERNEL sum_rows_last_f32(
+// The second stage of every sum that is cut into chunks: y = sum of part over the chunks, without the columns that are
+// only there to fill up.
+//   y (rows, c)   part (chunks, rows, wide), c <= wide
+// Launch:  grid rows * wide / 32 rounded up, block 256: eight groups share the chunks of 32 elements.
+// Traffic: chunks rows wide floats.
+// Repeats: bit-identical: groups in order, chunks in order within a group.   Limits:  rows wide < 2^31 - 256.
+KERNEL sum_chunks_f32(
     float* __restrict__ y,
     const float* __restrict__ part,
-    int chunks,
-    int c
+    int rows,
+    int c,
+    int wide,
+    int chunks
 ) {
-    int j = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    int lane = threadIdx.x % 32;
-    if (j >= c) return;                            // guard: a whole warp leaves together
+    SHARED(float, sums, [8][32]);
+    int group = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int len = rows * wide, e = blockIdx.x * 32 + lane;
     float sum = 0.0f;
-    for (int p = lane; p < chunks; p += 32) sum += part[(size_t)p * c + j];
-    sum = warp_sum(sum);
-    if (lane == 0) y[j] = sum;
+    if (e < len) {
+        for (int z = group; z < chunks; z += 8) sum += part[(size_t)z * len + e];
+    }
+    sums[group][lane] = sum;
+    __syncthreads();
+    if (group > 0 || e >= len || e % wide >= c) return;
+#pragma unroll
+    for (int g = 1; g < 8; g++) sum += sums[g][lane];
+    y[e / wide * c + e % wide] = sum;
 }
 
 // y[i] = sum of x[i][j] over j.

@@ -8,6 +8,7 @@
 //! with the roles swapped.
 
 use super::matmul::{TILE_ROWS, tile_cols};
+use super::reduce::sum_chunks;
 use super::{Arg, Case, ChunkSums, add_bias, cast, longest, sum_rows, widen_weights};
 use crate::device::microkernel::{self as fast, Geometry};
 use crate::device::{Cuda, Device, Launch, launch};
@@ -184,7 +185,7 @@ fn wgrad_cuda(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize,
     let [h, w, c, k, r, s, p, q, stride, pad] = ints(g);
     let (dy, x, chunk) = (dy.buf(OP)?, x.buf(OP)?, chunk as i32);
     launch::conv2d_wgrad_f32(cuda, l, &mut part, dy, x, n as i32, h, w, c, k, r, s, p, q, stride, pad, chunk)?;
-    launch::conv2d_wgrad_reduce_f32(cuda, Launch::elements(len), dw, &part, len as i32, chunks as i32)
+    sum_chunks(cuda, dw, &part, [1, len, len], chunks)
 }
 
 fn ints(g: &Geometry) -> [i32; 10] {
@@ -195,7 +196,7 @@ fn ints(g: &Geometry) -> [i32; 10] {
 mod tensor {
     use half::bf16;
 
-    use super::{Buf, ChunkSums, Cuda, Geometry, Launch, OP, Result, Tensor, ints, launch};
+    use super::{Buf, ChunkSums, Cuda, Geometry, Launch, OP, Result, Tensor, ints, launch, sum_chunks};
 
     /// Columns of a block in the kernels' variants, in their order.
     const COLUMNS: [usize; 4] = [16, 32, 64, 128];
@@ -282,14 +283,12 @@ mod tensor {
         let chunks = pixels.div_ceil(chunk);
         let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * g.k * places)?;
         let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared(rows, COLUMNS[v]));
-        let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
+        let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
         let (n, wide, kd, chunk) = (n as i32, wide as i32, kd as i32, chunk as i32);
         launch::conv2d_wgrad_bf16(
             cuda, l, v, &mut part, &x, &dy_buf, n, h, wi, wide, k, kd, r, s, p, q, stride, pad, chunk,
         )?;
-        let filters = k * r * s;
-        let l = Launch::grid((g.k * places).div_ceil(32), 1, 1, 256);
-        launch::conv2d_wgrad_sum(cuda, l, dw, &part, filters, c, wide, chunks as i32)
+        sum_chunks(cuda, dw, &part, [g.k * g.r * g.s, g.c, places / (g.r * g.s)], chunks)
     }
 }
 

@@ -81,10 +81,10 @@ fn cast_fwd(x: &Tensor, to: Dtype) -> Result<Tensor> {
         (Device::Cpu, Dtype::Bf16) => cpu::cast(y.host_mut(op)?, x.host::<f32>(op)?, |x| bf16::from_f32(*x)),
         (Device::Cpu, Dtype::F32) => cpu::cast(y.host_mut(op)?, x.host::<bf16>(op)?, |x| x.to_f32()),
         (Device::Cuda(c), Dtype::Bf16) => {
-            launch::narrow(c, Launch::vectors::<bf16>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
+            launch::narrow(c, Launch::vectors::<f32>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
         }
         (Device::Cuda(c), Dtype::F32) => {
-            launch::widen(c, Launch::vectors::<bf16>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
+            launch::widen(c, Launch::vectors::<f32>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
         }
         (_, got) => return Err(Error::Dtype { op, want: Dtype::Bf16, got }),
     }
@@ -96,7 +96,7 @@ pub(crate) fn narrow_into(to: &mut Buf<bf16>, from: &Buf<f32>, device: &Device) 
     let (op, n) = ("cast", from.len());
     match device {
         Device::Cpu => cpu::cast(to.host_mut(op)?, from.host(op)?, |x| bf16::from_f32(*x)),
-        Device::Cuda(c) => launch::narrow(c, Launch::vectors::<bf16>(n), to, from, n as i32)?,
+        Device::Cuda(c) => launch::narrow(c, Launch::vectors::<f32>(n), to, from, n as i32)?,
     }
     Ok(())
 }

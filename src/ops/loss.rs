@@ -110,7 +110,7 @@ fn total(op: &'static str, term: Term, [a, b]: [&Tensor; 2]) -> Result<Tensor> {
                 let mut part = a.stale_like([chunks])?;
                 parts(part.buf_mut(op)?)?;
                 let last = Launch::warps(1, 32);
-                launch::sum_rows_last_f32(cuda, last, y.buf_mut(op)?, part.buf(op)?, chunks as i32, 1)?;
+                launch::sum_cols_f32(cuda, last, y.buf_mut(op)?, part.buf(op)?, 1, chunks as i32)?;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! fixed runs of rows, so it is the same whatever the number of threads or blocks.
 
 use super::{Arg, Case, cast, scale};
-use crate::device::{Device, Launch, cpu as threads, launch};
+use crate::device::{Cuda, Device, Launch, cpu as threads, launch};
 use crate::tensor::{Buf, Dtype, Real, Shape, Tensor};
 use crate::{Result, on_real, on_stored};
 
@@ -69,12 +69,23 @@ fn sum_rows_fwd(x: &Tensor) -> Result<Tensor> {
             } else {
                 let mut part = y.stale_like([chunks, c])?;
                 sum(part.buf_mut(op)?)?;
-                let last = Launch::warps(c, 256);
-                launch::sum_rows_last_f32(cuda, last, y.buf_mut(op)?, part.buf(op)?, chunks as i32, ci)?;
+                sum_chunks(cuda, y.buf_mut(op)?, part.buf(op)?, [1, c, c], chunks)?;
             }
         }
     }
     Ok(y)
+}
+
+/// The second stage of a sum cut into chunks: part (chunks, rows, wide) → y (rows, c), c ≤ wide.
+pub(super) fn sum_chunks(
+    cuda: &Cuda,
+    y: &mut Buf<f32>,
+    part: &Buf<f32>,
+    [rows, c, wide]: [usize; 3],
+    chunks: usize,
+) -> Result<()> {
+    let l = Launch::grid((rows * wide).div_ceil(32), 1, 1, 256);
+    launch::sum_chunks_f32(cuda, l, y, part, rows as i32, c as i32, wide as i32, chunks as i32)
 }
 
 #[derive(Clone, Copy)]
