@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 mod shapes;
 
 use criterion::{Criterion, Throughput};
-use dalcore::device::{Choice, Device};
+use dalcore::device::{Choice, Device, roofline};
 use dalcore::ops::{Case, cases, large_cases};
 use dalcore::tensor::{Dtype, Tensor};
 use dalcore::{Result, ops};
@@ -24,8 +24,9 @@ fn main() -> Result<()> {
         .measurement_time(Duration::from_secs(1))
         .sample_size(10)
         .configure_from_args();
-    let (copy, fma) = rates(&device)?;
     let dtype = shapes::precision()?.dtype();
+    let rates = roofline::rates(&device)?;
+    let (copy, fma) = (rates.copy, if dtype == Dtype::Bf16 { rates.tensor.unwrap_or(rates.fma) } else { rates.fma });
     let layers = shapes::layers(shapes::number("DALCORE_BENCH_BATCH", 256)?);
     let small = shapes::layers(1);
     // What runs in the precision asked for, and what to check it by.
@@ -96,25 +97,4 @@ fn check(case: &Case) -> Result<()> {
     let scale = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
     assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 0.01 * scale), "{} is wrong", case.name);
     Ok(())
-}
-
-/// Bytes per second of scaling a large tensor, and flops per second of a large product: what can be had here.
-fn rates(device: &Device) -> Result<(f64, f64)> {
-    let n = 1 << 24;
-    let x = Tensor::new(device, [n], &vec![1.0f32; n])?;
-    let side = 1024;
-    let a = Tensor::new(device, [side, side], &vec![0.5f32; side * side])?;
-    let time = |f: &dyn Fn() -> Result<Tensor>| -> Result<f64> {
-        let mut best = f64::MAX;
-        for _ in 0..8 {
-            let start = Instant::now();
-            drop(f()?);
-            device.synchronize()?;
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        Ok(best)
-    };
-    let copy = 8.0 * n as f64 / time(&|| ops::scale(&x, 1.5))?;
-    let fma = 2.0 * (side * side * side) as f64 / time(&|| ops::matmul_nn(&a, &a))?;
-    Ok((copy, fma))
 }

@@ -58,7 +58,11 @@ enum Command {
         command: DataCommand,
     },
     /// Say which device would be used and, if it is not CUDA, exactly why
-    Device,
+    Device {
+        /// Measure what each device can do at most: copy, multiply-add and, on a GPU, tensor cores
+        #[arg(long)]
+        bench: bool,
+    },
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -226,7 +230,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Data { command } => data_command(command, cli.quiet),
-        Command::Device => device_command(),
+        Command::Device { bench } => device_command(*bench),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "dalcore", &mut std::io::stdout());
             Ok(())
@@ -418,7 +422,8 @@ fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn device_command() -> anyhow::Result<()> {
+fn device_command(bench: bool) -> anyhow::Result<()> {
+    device::cpu::set_threads(0)?;
     println!("CPU: {}, {} threads", device::cpu::name(), rayon::current_num_threads());
     match Cuda::open(0) {
         Ok(c) => {
@@ -437,6 +442,16 @@ fn device_command() -> anyhow::Result<()> {
         Err(why) => {
             println!("CUDA: not used, because {why}");
             println!("--device auto uses the CPU");
+        }
+    }
+    if bench {
+        println!("measured, best of eight:");
+        let cuda = Choice::Cuda(0).open().ok();
+        for device in [Some(device::Device::Cpu), cuda].into_iter().flatten() {
+            let r = device::roofline::rates(&device)?;
+            let tensor = r.tensor.map_or(String::new(), |t| format!(", bf16 tensor {:.1} TFLOP/s", t * 1e-12));
+            let (copy, fma) = (r.copy * 1e-9, r.fma * 1e-9);
+            println!("  {}: copy {copy:.1} GB/s, f32 multiply-add {fma:.1} GFLOP/s{tensor}", device.name());
         }
     }
     Ok(())

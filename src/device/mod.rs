@@ -7,6 +7,7 @@ pub mod cuda;
 pub(crate) mod lane;
 pub mod launch;
 pub mod microkernel;
+pub mod roofline;
 pub mod simd;
 pub(crate) mod sparse;
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
-use dalcore::device::Device;
+use dalcore::device::{Device, roofline};
 use dalcore::ops::{self, AdamRule, Pool, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
@@ -31,6 +31,18 @@ pub fn all() {
     moments(&devices);
     noise_of_a_step(&devices);
     training_masks(&devices);
+    chains(&s.device);
+}
+
+/// The kernels that measure a device compute what they say: three turns of v/2 + 1 from t + i, and three products of ones.
+fn chains(d: &Device) {
+    let Device::Cuda(cuda) = d else { return };
+    let mut y = Buf::stale(d, 512).unwrap();
+    roofline::fma_chains(cuda, &mut y, 3).unwrap();
+    let want: Vec<f32> = (0..512).map(|t| (0..8).map(|i| (t + i) as f32 / 8.0 + 1.75).sum()).collect();
+    assert_eq!(y.to_host().unwrap(), want);
+    roofline::mma_chains(cuda, &mut y, 3).unwrap();
+    assert_eq!(y.to_host().unwrap(), [8.0 * 4.0 * 3.0 * 16.0; 512]);
 }
 
 /// Gather, crop, flip, normalise; labels; bit-equal but for the one multiply-add.
