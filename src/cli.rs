@@ -148,7 +148,7 @@ struct BenchArgs {
     /// CPU threads; never changes a result [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// TOML file with any of these options and the tables train, eval, budget
+    /// TOML file with any of these options and the tables model, train, eval, budget
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
@@ -177,6 +177,7 @@ struct File {
     out: Option<PathBuf>,
     device: Option<String>,
     threads: Option<usize>,
+    model: toml::Table,
     train: toml::Table,
     eval: toml::Table,
     budget: toml::Table,
@@ -290,7 +291,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         return Err(misuse("--seeds", "at least one seed is needed").into());
     }
     let mut settings = Vec::new();
-    for (name, table) in [("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)] {
+    for (name, table) in [("model", &file.model), ("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)] {
         settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
     }
     for text in &args.set {

@@ -12,12 +12,23 @@ use crate::{Error, Result, names};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The network's size; absent for LeNet, which has only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Network>,
     /// How a model is trained.
     pub train: Recipe,
     /// How it is evaluated.
     pub eval: Eval,
     /// How much is labelled.
     pub budget: Budget,
+}
+
+/// Keys under `model`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Channels of the first stage of ResNet-18: 16 in the paper's code, 64 in the standard network.
+    pub width: usize,
 }
 
 /// Keys under `eval`.
@@ -147,6 +158,10 @@ impl Config {
             None => {}
         }
         Config {
+            model: match spec.model {
+                data::Model::LeNet => None,
+                data::Model::ResNet18 { width } => Some(Network { width }),
+            },
             train: Recipe {
                 epochs,
                 milestones: spec.milestones.iter().map(scaled).collect(),
@@ -165,11 +180,20 @@ impl Config {
         }
     }
 
+    /// The network: LeNet, or ResNet-18 of the chosen width.
+    pub fn network(&self) -> data::Model {
+        self.model.map_or(data::Model::LeNet, |m| data::Model::ResNet18 { width: m.width })
+    }
+
     /// Replaces values by dotted key, in order. Unknown keys and values of the wrong type are refused.
     pub fn with(self, changes: &[(String, toml::Value)]) -> Result<Config> {
         let refuse = |key: &str, why: String| Error::Config { key: key.into(), why };
         let mut table = toml::Value::try_from(&self).map_err(|e| refuse("config", e.to_string()))?;
         for (key, value) in changes {
+            if self.model.is_none() && key.split('.').next() == Some("model") {
+                let why = "this data set is trained with LeNet, which comes in one size; only ResNet-18 has a width";
+                return Err(refuse(&format!("setting {key}"), why.into()));
+            }
             let known = keys(&table, "");
             let mut at = &mut table;
             for part in key.split('.') {
@@ -194,6 +218,9 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let refuse = |key: &str, why: &str| Err(Error::Config { key: key.into(), why: why.into() });
+        if self.model.is_some_and(|m| !(1..=1024).contains(&m.width)) {
+            return refuse("model.width", "must be between 1 and 1024; 16 is the paper's code, 64 the standard network");
+        }
         let t = &self.train;
         if t.epochs == 0 || t.epochs > 1_000_000 {
             return refuse("train.epochs", "must be between 1 and 1000000");
@@ -266,6 +293,26 @@ mod tests {
         assert!(repro.train.flip && repro.train.crop_pad == 0);
         assert_eq!((repro.train.epochs, repro.train.milestones.as_slice()), (50, &[20, 40][..]));
         assert_eq!(base("quick", Profile::Clean).train.epochs, 17);
+    }
+
+    #[test]
+    fn only_resnet_has_a_width() {
+        let set = |spec: &Spec, s: &str| {
+            Config::base(spec, &Preset::find("quick").unwrap().1, Profile::Clean).with(&[parse_setting(s).unwrap()])
+        };
+        let cifar = &crate::data::cifar::CIFAR10;
+        assert_eq!(set(cifar, "train.lr=0.1").unwrap().network().name(), "resnet18-w16");
+        assert_eq!(set(cifar, "model.width=64").unwrap().network().name(), "resnet18-w64");
+        for (spec, bad, why) in [
+            (cifar, "model.width=0", "between 1 and 1024"),
+            (cifar, "model.width=wide", "model.width"),
+            (cifar, "model.wide=16", "did you mean 'model.width'"),
+            (&mnist::SPEC, "model.width=16", "LeNet"),
+        ] {
+            let e = set(spec, bad).unwrap_err();
+            assert!(e.is_misuse() && e.to_string().contains(why), "{e}");
+        }
+        assert_eq!(set(&mnist::SPEC, "train.lr=0.1").unwrap().network(), data::Model::LeNet);
     }
 
     #[test]

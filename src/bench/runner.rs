@@ -144,10 +144,11 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     let mut text = String::new();
     for set in &plan.datasets {
         let host = set.load(&plan.data_dir, Verify::Official)?;
+        let config = plan.config(set)?;
         let one = Experiment {
             plan,
-            config: plan.config(set)?,
-            data: DeviceData::new(device, &host)?,
+            data: DeviceData::new(device, &host)?.with_model(config.network()),
+            config,
             labels: host.train.labels.as_slice().into(),
             fingerprint: host.fingerprint.clone(),
             progress: &progress,
@@ -201,7 +202,7 @@ impl Experiment<'_> {
             profile: self.plan.profile.name().into(),
             seed,
             config,
-            model: self.data.spec.model.name().into(),
+            model: self.data.spec.model.name(),
             precision: "f32".into(),
             data_fingerprint: self.fingerprint.clone(),
             device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),

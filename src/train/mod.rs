@@ -63,4 +63,10 @@ impl DeviceData {
             test_labels: Buf::from_host(device, &data.test.labels)?,
         })
     }
+
+    /// The same data for another network.
+    pub fn with_model(mut self, model: crate::data::Model) -> DeviceData {
+        self.spec.model = model;
+        self
+    }
 }

@@ -63,12 +63,11 @@ impl Model {
         let classes = data.spec.classes;
         let net: Box<dyn Net> = match data.spec.model {
             data::Model::LeNet => Box::new(LeNet::new(&mut layout, classes)),
-            data::Model::ResNet18 if data.spec.h != data.spec.w => {
+            data::Model::ResNet18 { .. } if data.spec.h != data.spec.w => {
                 let why = format!("ResNet-18 wants square images, not {}x{}; resize them", data.spec.h, data.spec.w);
                 return Err(Error::Config { key: "model".into(), why });
             }
-            data::Model::ResNet18 => {
-                let width = 16; // the paper's code
+            data::Model::ResNet18 { width } => {
                 Box::new(ResNet18::new(&mut layout, width, [data.spec.h, data.spec.c], classes)?)
             }
         };
