@@ -20,6 +20,7 @@ pub struct ResNet18 {
     stem: (Param, Norm),
     blocks: Vec<Block>,
     fc: [Param; 2],
+    width: usize,
     pool: usize,
     embedding: usize,
 }
@@ -67,7 +68,7 @@ impl ResNet18 {
         let embedding = windows * windows * c;
         let fc =
             [layout.add_flat("fc.weight", classes, [windows, windows, c]), layout.add("fc.bias", [classes], embedding)];
-        Ok(ResNet18 { stem, blocks, fc, pool, embedding })
+        Ok(ResNet18 { stem, blocks, fc, width, pool, embedding })
     }
 }
 
@@ -91,13 +92,17 @@ impl Block {
 }
 
 impl Net for ResNet18 {
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<Tensor> {
+    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut taps = Vec::new();
         let n = x.shape().nhwc("resnet18")?[0];
         let mut x = conv_norm(x, &self.stem, Conv { stride: 1, pad: 1 }, RELU, cx)?;
-        for block in &self.blocks {
-            x = block.forward(&x, cx)?;
+        for stage in self.blocks.chunks(2) {
+            for block in stage {
+                x = block.forward(&x, cx)?;
+            }
+            cx.tap(&mut taps, &x);
         }
-        ops::avg_pool2d(&x, self.pool)?.reshape([n, self.embedding])
+        Ok((ops::avg_pool2d(&x, self.pool)?.reshape([n, self.embedding])?, taps))
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
@@ -110,6 +115,10 @@ impl Net for ResNet18 {
 
     fn embedding_width(&self) -> usize {
         self.embedding
+    }
+
+    fn tap_widths(&self) -> Vec<usize> {
+        (0..4).map(|stage| self.width << stage).collect()
     }
 }
 
