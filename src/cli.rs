@@ -291,7 +291,9 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         return Err(misuse("--seeds", "at least one seed is needed").into());
     }
     let mut settings = Vec::new();
-    for (name, table) in [("model", &file.model), ("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)] {
+    for (name, table) in
+        [("model", &file.model), ("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)]
+    {
         settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
     }
     for text in &args.set {

@@ -219,7 +219,10 @@ impl Config {
     fn check(&self) -> Result<()> {
         let refuse = |key: &str, why: &str| Err(Error::Config { key: key.into(), why: why.into() });
         if self.model.is_some_and(|m| !(1..=1024).contains(&m.width)) {
-            return refuse("model.width", "must be between 1 and 1024; 16 is the paper's code, 64 the standard network");
+            return refuse(
+                "model.width",
+                "must be between 1 and 1024; 16 is the paper's code, 64 the standard network",
+            );
         }
         let t = &self.train;
         if t.epochs == 0 || t.epochs > 1_000_000 {

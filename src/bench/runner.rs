@@ -16,7 +16,7 @@ use crate::device::{Device, launch};
 use crate::methods::{self, Query, Round};
 use crate::nn::checkpoint;
 use crate::rng::{Purpose, Rng, lane_of};
-use crate::train::{DeviceData, EpochEnd, Model, Trainer};
+use crate::train::{DeviceData, EpochEnd, Model, Pass, Trainer};
 use crate::{Error, Result, report};
 
 /// A resolved command.
@@ -283,7 +283,8 @@ impl Experiment<'_> {
     ) -> Result<Vec<PoolIdx>> {
         let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
         let view = crate::ops::View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
-        let query = Query::new(pool, &self.data.train, model, &view, self.config.eval.batch, rng);
+        let pass = Pass { view: &view, batch: self.config.eval.batch, graphs: self.plan.graphs };
+        let query = Query::new(pool, &self.data.train, model, pass, rng);
         let picks = chooser.select(&query, n)?;
         self.data.device.synchronize()?;
         methods::check_picks(method.id, &picks, pool.unlabelled(), n)?;

@@ -3,7 +3,7 @@
 mod eval;
 mod supervised;
 
-pub use eval::{Features, evaluate, extract};
+pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each};
 pub use supervised::{EpochEnd, Fit, Model, Recipe, Trainer};
 
 use crate::Result;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceData, evaluate};
+use super::{DeviceData, Evaluator, Pass};
 use crate::clock::Clock;
 use crate::data::{self, PoolIdx};
 use crate::device::cuda::Replay;
@@ -147,6 +147,8 @@ impl Trainer<'_> {
         let spec = &data.spec;
         let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
         let plain = self.plain_view()?;
+        let pass = Pass { view: &plain, batch: self.eval_batch, graphs: self.graphs };
+        let mut evaluator = Evaluator::new(data, pass)?;
 
         // Labels that are not revealed are no class at all: a step that touched one would stop the run.
         let mut labels = vec![u32::MAX; data.train.len()];
@@ -193,7 +195,7 @@ impl Trainer<'_> {
             let images_per_second = sizes.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64();
 
             let start = Instant::now();
-            correct.push(evaluate(&model, data, &plain, self.eval_batch)?);
+            correct.push(evaluator.correct(&model)?);
             evaluation_s += start.elapsed().as_secs_f64();
             let sum: f64 = steps.iter().map(|l| f64::from(*l)).sum();
             let settled = loss.last().is_some_and(|last: &f64| (sum - last).abs() < recipe.early_stop);

@@ -17,7 +17,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 9] = [
+    let parts: [(&str, fn()); 10] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("rows do not depend on the batch", cases::batch_independence),
@@ -25,6 +25,7 @@ fn cuda_agrees_with_the_cpu() {
         ("selection", selection::all),
         ("training", training::lenet),
         ("batch normalisation in a step", training::resnet),
+        ("evaluation", training::evaluation),
         ("graphs", training::graphs),
         ("memory", memory::all),
     ];
