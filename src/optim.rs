@@ -3,7 +3,7 @@
 
 use crate::autograd::Grads;
 use crate::clock::Clock;
-use crate::nn::Params;
+use crate::nn::{Params, Slot};
 use crate::tensor::Buf;
 use crate::{Result, ops};
 
@@ -35,6 +35,18 @@ impl Sgd {
         }
         let (v, g) = (&mut self.velocity, &self.grads);
         ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)
+    }
+}
+
+impl Sgd {
+    /// The velocity of every parameter, on the host. Waits for the device.
+    pub fn velocity(&self, params: &Params) -> Result<Vec<(Slot, Vec<f32>)>> {
+        params.split(&self.velocity)
+    }
+
+    /// Goes on with the velocities of an earlier run: `value` gives those of a parameter.
+    pub fn load(&mut self, params: &Params, value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
+        params.join(&mut self.velocity, value)
     }
 }
 

@@ -95,6 +95,24 @@ fn first_values(slots: &[Slot], rng: Rng) -> Vec<f32> {
     host
 }
 
+fn by_slot(slots: &[Slot], arena: &Buf<f32>) -> Result<Vec<(Slot, Vec<f32>)>> {
+    let host = arena.to_host()?;
+    Ok(slots.iter().map(|s| (s.clone(), host[s.range()].to_vec())).collect())
+}
+
+fn fill(
+    slots: &[Slot],
+    arena: &mut Buf<f32>,
+    device: &Device,
+    mut value: impl FnMut(&Slot) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let mut all = vec![0.0f32; arena.len()];
+    for s in slots {
+        all[s.range()].copy_from_slice(&value(s)?);
+    }
+    arena.write(device, &all)
+}
+
 impl Layout {
     /// Reserves a parameter drawn from uniform(−1/√fan_in, 1/√fan_in).
     pub fn add(&mut self, name: &str, shape: impl Into<Shape>, fan_in: usize) -> Param {
@@ -202,25 +220,24 @@ impl Params {
 
     /// All values on the host: parameters, then running statistics. Waits for the device.
     pub fn to_host(&self) -> Result<Vec<(Slot, Vec<f32>)>> {
-        let mut all = Vec::new();
-        for (slots, arena) in [(&self.slots, &self.arena), (&self.stats, &self.running)] {
-            let host = arena.to_host()?;
-            all.extend(slots.iter().map(|s| (s.clone(), host[s.range()].to_vec())));
-        }
-        Ok(all)
+        Ok([by_slot(&self.slots, &self.arena)?, by_slot(&self.stats, &self.running)?].concat())
+    }
+
+    /// A number for every parameter, such as its velocity, by slot. Waits for the device.
+    pub(crate) fn split(&self, arena: &Buf<f32>) -> Result<Vec<(Slot, Vec<f32>)>> {
+        by_slot(&self.slots, arena)
+    }
+
+    /// Overwrites an arena of a number for every parameter: `value` gives the numbers of a slot.
+    pub(crate) fn join(&self, arena: &mut Buf<f32>, value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
+        fill(&self.slots, arena, &self.device, value)
     }
 
     /// Overwrites everything: `value` gives the numbers of a slot.
     pub fn load(&mut self, mut value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
         self.generation += 1;
-        for (slots, arena) in [(&self.slots, &mut self.arena), (&self.stats, &mut self.running)] {
-            let mut all = vec![0.0f32; arena.len()];
-            for s in slots {
-                all[s.range()].copy_from_slice(&value(s)?);
-            }
-            arena.write(&self.device, &all)?;
-        }
-        Ok(())
+        fill(&self.slots, &mut self.arena, &self.device, &mut value)?;
+        fill(&self.stats, &mut self.running, &self.device, &mut value)
     }
 
     pub(crate) fn set(&self) -> u64 {

@@ -4,7 +4,7 @@ mod eval;
 mod supervised;
 
 pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each};
-pub use supervised::{EpochEnd, Fit, Model, Recipe, Trainer};
+pub use supervised::{AfterEpoch, EpochEnd, Fit, Model, Recipe, Steps, Trainer, Training};
 
 use crate::Result;
 use crate::data::{Images, Spec};

@@ -87,7 +87,36 @@ pub struct EpochEnd {
     pub correct: u32,
     /// Images trained on per second, evaluation not counted.
     pub images_per_second: f64,
+    /// Seconds of training steps.
+    pub training_s: f64,
+    /// Seconds of the test pass.
+    pub evaluation_s: f64,
 }
+
+/// A training between two epochs: everything that the next one depends on.
+pub struct Training {
+    /// The weights.
+    pub model: Model,
+    /// The momentum.
+    pub sgd: Sgd,
+    /// Correct test images after each epoch so far.
+    pub correct: Vec<u32>,
+    /// Summed training loss of each epoch so far.
+    pub loss: Vec<f64>,
+}
+
+/// The steps of the epoch that has just ended.
+pub struct Steps<'a> {
+    /// Mean loss of each.
+    pub losses: &'a [f32],
+    /// Pool ids in the order in which they were trained on; fewer when a small last batch was left out.
+    pub order: &'a [u32],
+    /// Images per step but the last.
+    pub batch: usize,
+}
+
+/// What is done after an epoch; an error stops the training.
+pub type AfterEpoch<'a> = &'a mut dyn FnMut(&EpochEnd, &Training, &Steps) -> Result<()>;
 
 /// A trained model and how it got there.
 pub struct Fit {
@@ -138,11 +167,40 @@ impl Trainer<'_> {
 
     /// Trains a fresh model on the labelled examples (ascending ids, with their labels).
     pub fn fit(&self, round: u32, labelled: &[(PoolIdx, u32)]) -> Result<Fit> {
+        let mut training = self.start(round)?;
+        let (mut training_s, mut evaluation_s) = (0.0, 0.0);
+        self.go_on(round, labelled, &mut training, &mut |e, _, _| {
+            training_s += e.training_s;
+            evaluation_s += e.evaluation_s;
+            (self.on_epoch)(e)
+        })?;
+        let Training { model, correct, loss, .. } = training;
+        Ok(Fit { model, correct, loss, training_s, evaluation_s })
+    }
+
+    /// Fresh weights, before the first epoch.
+    pub fn start(&self, round: u32) -> Result<Training> {
+        let model = Model::fresh(self.data, self.seed, round)?;
+        let clamp = Some(self.recipe.grad_clamp).filter(|c| *c > 0.0);
+        let sgd = Sgd::new(&model.params, self.recipe.momentum, self.recipe.weight_decay, clamp)?;
+        Ok(Training { model, sgd, correct: Vec::new(), loss: Vec::new() })
+    }
+
+    /// True when the last epoch changed the loss by less than the recipe cares for.
+    fn settled(&self, loss: &[f64]) -> bool {
+        matches!(loss, [.., before, last] if (last - before).abs() < self.recipe.early_stop)
+    }
+
+    /// Trains to the end of the recipe from wherever `training` is. The same bytes, however often it was interrupted.
+    pub fn go_on(
+        &self,
+        round: u32,
+        labelled: &[(PoolIdx, u32)],
+        training: &mut Training,
+        after: AfterEpoch,
+    ) -> Result<()> {
         let (data, recipe, device) = (self.data, self.recipe, &self.data.device);
         let rng = Rng::new(self.seed);
-        let mut model = Model::fresh(data, self.seed, round)?;
-        let clamp = Some(recipe.grad_clamp).filter(|c| *c > 0.0);
-        let mut sgd = Sgd::new(&model.params, recipe.momentum, recipe.weight_decay, clamp)?;
         let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
         let spec = &data.spec;
         let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
@@ -162,9 +220,11 @@ impl Trainer<'_> {
         let clock = Rc::new(Clock::new(device)?);
         let (mut full, mut tail) = (Replay::new(self.graphs), Replay::new(self.graphs));
 
-        let (mut correct, mut loss) = (Vec::new(), Vec::new());
-        let (mut training_s, mut evaluation_s) = (0.0, 0.0);
-        for epoch in 0..recipe.epochs {
+        for epoch in training.loss.len() as u32..recipe.epochs {
+            if self.settled(&training.loss) {
+                break;
+            }
+            let Training { model, sgd, .. } = &mut *training;
             let start = Instant::now();
             let shuffle = rng.at(Purpose::Shuffle, round, epoch).permutation(labelled.len());
             let ids: Vec<u32> = shuffle.iter().map(|i| labelled[*i as usize].0.0).collect();
@@ -191,22 +251,20 @@ impl Trainer<'_> {
             if let Some(step) = steps.iter().position(|l| !l.is_finite()) {
                 return Err(diverged(round, epoch, step, steps[step], recipe));
             }
-            training_s += start.elapsed().as_secs_f64();
-            let images_per_second = sizes.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64();
+            let training_s = start.elapsed().as_secs_f64();
+            let trained = sizes.iter().sum::<usize>();
+            let images_per_second = trained as f64 / training_s;
 
             let start = Instant::now();
-            correct.push(evaluator.correct(&model)?);
-            evaluation_s += start.elapsed().as_secs_f64();
-            let sum: f64 = steps.iter().map(|l| f64::from(*l)).sum();
-            let settled = loss.last().is_some_and(|last: &f64| (sum - last).abs() < recipe.early_stop);
-            loss.push(sum);
-            let at = correct.len() - 1;
-            (self.on_epoch)(&EpochEnd { epoch, loss: sum, correct: correct[at], images_per_second })?;
-            if settled {
-                break;
-            }
+            let correct = evaluator.correct(model)?;
+            let evaluation_s = start.elapsed().as_secs_f64();
+            let loss = steps.iter().map(|l| f64::from(*l)).sum();
+            training.correct.push(correct);
+            training.loss.push(loss);
+            let end = EpochEnd { epoch, loss, correct, images_per_second, training_s, evaluation_s };
+            after(&end, training, &Steps { losses: &steps, order: &ids[..trained], batch: recipe.batch })?;
         }
-        Ok(Fit { model, correct, loss, training_s, evaluation_s })
+        Ok(())
     }
 }
 
