@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::config::{self, Preset, Profile};
 use crate::bench::runner::{self, Plan, Verbosity};
+use crate::bench::training;
 use crate::data::fetch::{Fetched, Progress};
 use crate::data::{self, DataDir, FetchOptions, Presence};
 use crate::device::{self, Choice, Cuda};
@@ -25,7 +26,8 @@ use crate::{Error, report};
     name = "dalcore",
     version = version(),
     after_help = "Start with:  dalcore bench --method coreset\n\
-                  It needs no data and no GPU, takes under a minute and ends with a table and runs/…/report.html.",
+                  It needs no data and no GPU, takes under a minute and ends with a table and runs/…/report.html.\n\
+                  dalcore train -d mnist trains on all labels and keeps the model.",
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -33,7 +35,7 @@ struct Cli {
     /// Print nothing but results and errors
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Print a line per round even when stderr is not a terminal
+    /// Print a line per round or epoch even when stderr is not a terminal
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
     #[command(subcommand)]
@@ -44,6 +46,8 @@ struct Cli {
 enum Command {
     /// Run methods on data sets round by round and compare them with random sampling (resumable)
     Bench(Box<BenchArgs>),
+    /// Train on all labels of a data set and keep model, curve and accuracy (resumable)
+    Train(Box<TrainArgs>),
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
         /// The folder of one preset and profile, for instance runs/quick-clean
@@ -123,6 +127,39 @@ struct BenchArgs {
     /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: all]
     #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
     methods: Vec<String>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore train                               LeNet on the built-in images, under a minute\n  \
+    dalcore train -d mnist --preset paper --profile repro\n  \
+    dalcore train -d cifar10 --set model.width=64 --set train.epochs=30\n  \
+    dalcore train -d folder:photos --seeds 3\n  \
+    dalcore train -d mnist --set train.epochs=0 writes the fresh network\n\n\
+    Writes <out>/train-<preset>-<profile>/<data set>/<network>/seed-<seed>/:\n  \
+    manifest.json      what was run: every setting, device, commit, checksum of the data\n  \
+    curve.jsonl        per epoch: learning rate, loss summed over the steps, correct test images\n  \
+    timing.jsonl       its seconds; the only file that differs between two equal runs\n  \
+    model.safetensors  weights by torchvision's names; in Python: safetensors.torch.load_file\n  \
+    curve.svg, summary.txt, and what resuming needs\n\n\
+    Starting the same command again resumes after the last epoch on disk, and ends with the\n\
+    same bytes. Ctrl-C finishes the epoch and saves it; a second Ctrl-C stops at once.")]
+struct TrainArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Save finished epochs when this many seconds have passed since the last time (0: every epoch)
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    save_every: f64,
+    /// Also write steps.jsonl: loss and images of every step, in order
+    #[arg(long)]
+    log_steps: bool,
+}
+
+/// What all experiments have in common.
+#[derive(Args)]
+struct RunArgs {
     /// Data set, or your own as folder:PATH (a folder per class), folder@HxW:PATH (resized) or npy:PATH; repeatable or
     /// comma-separated [default: synthetic]
     #[arg(short, long = "dataset", value_delimiter = ',', value_name = "NAME")]
@@ -133,7 +170,7 @@ struct BenchArgs {
     /// clean (no known bugs) or repro (what most probably made the published numbers) [default: clean]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Run the first N of the seeds 10, 20, 30, … [default: the preset's]
+    /// Run the first N of the seeds 10, 20, 30, … [default: the preset's; train: 1]
     #[arg(long, value_name = "N", conflicts_with = "seed")]
     seeds: Option<usize>,
     /// Run these seeds
@@ -148,13 +185,13 @@ struct BenchArgs {
     /// CPU threads; never changes a result [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// TOML file with any of these options and the tables model, train, eval, budget
+    /// TOML file with any of the options and the tables model, train, eval, budget
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print the plan with round sizes and an estimate of the time, and stop
+    /// Print the plan with every setting, and stop
     #[arg(long)]
     dry_run: bool,
     /// Launch every kernel by itself instead of replaying CUDA graphs; the results are the same bytes
@@ -162,6 +199,12 @@ struct BenchArgs {
     no_graph: bool,
     #[command(flatten)]
     dir: DataDirArg,
+}
+
+/// The first of what was typed, the file and the default that says anything.
+fn chosen(typed: &[String], from_file: &[String], default: &[&str]) -> Vec<String> {
+    let first = [typed, from_file].into_iter().find(|v| !v.is_empty());
+    first.map_or_else(|| default.iter().map(|s| s.to_string()).collect(), <[String]>::to_vec)
 }
 
 /// Keys of a configuration file; the tables are settings as after `--set`.
@@ -218,6 +261,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     };
     match &cli.command {
         Command::Bench(args) => bench(args, verbosity),
+        Command::Train(args) => train(args, verbosity),
         Command::Report { folder } => report_command(folder),
         Command::Methods => {
             println!("{:<18} {:<18} about", "method", "in the paper");
@@ -266,11 +310,7 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 }
 
 fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
-    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    let chosen = |typed: &[String], from_file: &[String], default: &[&str]| -> Vec<String> {
-        let first = [typed, from_file].into_iter().find(|v| !v.is_empty());
-        first.map_or_else(|| default.iter().map(|s| s.to_string()).collect(), <[String]>::to_vec)
-    };
+    let file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let all: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
     let mut entries = vec![methods::find("random")?];
     for name in chosen(&args.methods, &file.methods, &all) {
@@ -279,6 +319,40 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
             entries.push(entry);
         }
     }
+    let (plan, device) = plan_of(&args.run, file, entries, verbosity)?;
+    if args.run.dry_run {
+        print!("{}", runner::describe(&plan, &device.open()?)?);
+        return Ok(());
+    }
+    print!("{}", runner::run(&plan, &device.open()?)?);
+    Ok(())
+}
+
+fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    let mut file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    file.budget.clear(); // a file may be shared with bench
+    // One seed unless more are asked for.
+    let seeds = args.run.seeds.or(file.seeds).unwrap_or(1);
+    file.seeds = Some(seeds);
+    let every = std::time::Duration::try_from_secs_f64(args.save_every)
+        .map_err(|_| misuse("--save-every", format!("{} is not a number of seconds", args.save_every)))?;
+    let options = training::Options { every, log_steps: args.log_steps };
+    let (plan, device) = plan_of(&args.run, file, Vec::new(), verbosity)?;
+    let text = match args.run.dry_run {
+        true => training::describe(&plan, &device.open()?)?,
+        false => training::run(&plan, &options, &device.open()?)?,
+    };
+    print!("{text}");
+    Ok(())
+}
+
+/// Everything an experiment needs but its device, which is opened last.
+fn plan_of(
+    args: &RunArgs,
+    file: File,
+    methods: Vec<&'static methods::Entry>,
+    verbosity: Verbosity,
+) -> anyhow::Result<(Plan, Choice)> {
     let (preset_id, preset) = Preset::find(args.preset.as_deref().or(file.preset.as_deref()).unwrap_or("quick"))?;
     let profile = profile_of(args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean"))?;
     let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {
@@ -325,7 +399,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
         .context("cannot watch for Ctrl-C")?;
     let plan = Plan {
-        methods: entries,
+        methods,
         datasets: sets,
         preset_id,
         preset,
@@ -338,12 +412,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         verbosity,
         stop,
     };
-    if args.dry_run {
-        print!("{}", runner::describe(&plan, &device.open()?)?);
-        return Ok(());
-    }
-    print!("{}", runner::run(&plan, &device.open()?)?);
-    Ok(())
+    Ok((plan, device))
 }
 
 fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {

@@ -128,6 +128,110 @@ fn ctrl_c_says_how_to_go_on() {
     assert!(text(&o).1.contains("the same command goes on"), "{}", text(&o).1);
 }
 
+/// A small training: six epochs of half a second or so, every one saved.
+fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base =
+        "train --preset smoke --device cpu --set train.epochs=6 --set train.milestones=[3,5] --save-every 0 --out";
+    let mut args: Vec<&str> = base.split_whitespace().collect();
+    args.push(out);
+    args.extend(more);
+    args
+}
+
+/// All files of a folder of a training but its timings.
+fn trained_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let dir = dir.join("train-smoke-clean/synthetic/lenet/seed-10");
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(p).unwrap()))
+        .filter(|(name, _)| name != "timing.jsonl")
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_training_killed_and_resumed_gives_the_same_bytes() {
+    let (whole, broken) = (scratch("train-whole"), scratch("train-broken"));
+    let (w, b) = (whole.display().to_string(), broken.display().to_string());
+    let o = run(&train(&w, &["--log-steps"]));
+    let (said, err) = text(&o);
+    assert!(o.status.success() && err.is_empty(), "{err}");
+    assert!(said.contains("synthetic lenet seed 10: test accuracy") && said.contains("model.safetensors"), "{said}");
+    let wanted = trained_files(&whole);
+    let names: Vec<&str> = wanted.iter().map(|f| f.0.as_str()).collect();
+    let all = [".lock", "curve.jsonl", "curve.svg", "manifest.json", "model.safetensors", "momentum.safetensors"];
+    assert_eq!(names, [&all[..], &["state.json", "steps.jsonl", "summary.txt"]].concat());
+    let curve = String::from_utf8(wanted[1].1.clone()).unwrap();
+    assert_eq!(curve.lines().count(), 6, "{curve}");
+    let steps = String::from_utf8(wanted[7].1.clone()).unwrap();
+    assert_eq!(steps.lines().count(), 6 * 94, "12,000 images in batches of 128");
+
+    let (mut kills, mut in_the_middle) = (0, 0);
+    for attempt in 0.. {
+        let args = train(&b, &["--log-steps"]);
+        let mut child = dalcore(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700 + 230 * attempt));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => {
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                kills += 1;
+                let curve = broken.join("train-smoke-clean/synthetic/lenet/seed-10/curve.jsonl");
+                in_the_middle += u32::from(curve.metadata().is_ok_and(|m| m.len() > 0));
+            }
+        }
+    }
+    assert!(kills >= 1 && in_the_middle >= 1, "killed {kills} times, {in_the_middle} after an epoch");
+    for ((name, a), (_, b)) in trained_files(&broken).iter().zip(&wanted) {
+        assert!(a == b, "{name} differs after {kills} kills");
+    }
+    // Once more: nothing to do, nothing changes; another configuration is refused.
+    assert_eq!(text(&run(&train(&b, &["--log-steps"]))).0.replace(&b, &w), said);
+    assert_eq!(trained_files(&broken), wanted);
+    let o = run(&train(&b, &["--set", "train.lr=0.05"]));
+    assert_eq!(o.status.code(), Some(2));
+    assert!(text(&o).1.contains("train.lr") && text(&o).1.contains("--out"), "{}", text(&o).1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_training_stopped_by_ctrl_c_loses_nothing() {
+    let out = scratch("train-ctrl-c");
+    let folder = out.display().to_string();
+    // Nothing would be saved before the end, but for the signal.
+    let base = "train --preset smoke --device cpu --set train.epochs=60 --save-every 1e6 --out";
+    let args: Vec<&str> = base.split_whitespace().chain([folder.as_str()]).collect();
+    let child = dalcore(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(2500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let o = child.wait_with_output().unwrap();
+    let err = text(&o).1;
+    assert_eq!(o.status.code(), Some(130), "{err}");
+    assert!(err.contains("the same command goes on"), "{err}");
+    let curve = std::fs::read_to_string(out.join("train-smoke-clean/synthetic/lenet/seed-10/curve.jsonl")).unwrap();
+    let done = curve.lines().count();
+    assert!(done >= 1 && err.contains(&format!("after {done} epochs")), "{done}: {err}");
+}
+
+#[test]
+fn a_fresh_network_can_be_written() {
+    let out = scratch("train-fresh");
+    let folder = out.display().to_string();
+    let args = ["train", "--preset", "smoke", "--device", "cpu", "--set", "train.epochs=0", "--out", &folder];
+    let o = run(&args);
+    assert!(o.status.success(), "{}", text(&o).1);
+    assert!(text(&o).0.contains("not trained (0 epochs)"), "{}", text(&o).0);
+    let bytes = std::fs::read(out.join("train-smoke-clean/synthetic/lenet/seed-10/model.safetensors")).unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("fc2.weight").unwrap().shape(), [10, 50]);
+    assert!(run(&args).status.success());
+}
+
 #[test]
 fn misuse_exits_with_2_and_one_clear_sentence() {
     let out = scratch("misuse");
@@ -143,6 +247,12 @@ fn misuse_exits_with_2_and_one_clear_sentence() {
         (vec!["bench", "--device", "gpu"], "auto, cpu, cuda or cuda:N"),
         (vec!["bench", "--config", "no-such-file.toml"], "no-such-file.toml"),
         (vec!["bench", "--frobnicate"], "--frobnicate"),
+        (vec!["bench", "--set", "train.epochs=0"], "train.epochs"),
+        (vec!["train", "--set", "budget.end=10"], "dalcore bench"),
+        (vec!["train", "--set", "model.width=64"], "LeNet"),
+        (vec!["train", "-d", "cifar10", "--set", "model.width=0"], "between 1 and 1024"),
+        (vec!["train", "--save-every", "never"], "--save-every"),
+        (vec!["train", "--save-every=-1"], "--save-every"),
     ] {
         let mut args = args;
         args.extend(["--out", out].iter().filter(|_| !args.contains(&"--frobnicate")).copied().collect::<Vec<_>>());

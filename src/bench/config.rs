@@ -225,8 +225,8 @@ impl Config {
             );
         }
         let t = &self.train;
-        if t.epochs == 0 || t.epochs > 1_000_000 {
-            return refuse("train.epochs", "must be between 1 and 1000000");
+        if t.epochs > 1_000_000 {
+            return refuse("train.epochs", "must be at most 1000000");
         }
         if t.batch == 0 || self.eval.batch == 0 {
             return refuse(if t.batch == 0 { "train.batch" } else { "eval.batch" }, "must be at least 1");
@@ -327,7 +327,7 @@ mod tests {
         assert!(e.contains("train.lrr") && e.contains("did you mean 'train.lr'"), "{e}");
         let e = set("train.epochs=many").unwrap_err().to_string();
         assert!(e.contains("train.epochs"), "{e}");
-        assert!(set("train.epochs=0").is_err() && set("train.batch=0").is_err());
+        assert!(set("train.epochs=1000001").is_err() && set("train.batch=0").is_err());
         assert!(parse_setting("train.lr").is_err());
         let zero = base("quick", Profile::Clean).with(&[parse_setting("budget.start=0").unwrap()]).unwrap();
         assert!(zero.budget.targets(100).unwrap_err().to_string().contains("budget.start"));

@@ -6,3 +6,4 @@ pub mod metrics;
 mod progress;
 pub mod runner;
 pub mod store;
+pub mod training;

@@ -21,7 +21,7 @@ use crate::{Error, Result, report};
 
 /// A resolved command.
 pub struct Plan {
-    /// Random first.
+    /// Random first; none for a fully supervised training.
     pub methods: Vec<&'static methods::Entry>,
     /// At least one.
     pub datasets: Vec<data::Source>,
@@ -49,12 +49,47 @@ pub struct Plan {
 
 impl Plan {
     fn config(&self, set: &data::Source) -> Result<Config> {
-        Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)
+        let config = Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)?;
+        if config.train.epochs == 0 {
+            let why = "must be at least 1: a selection needs a model that has learned something";
+            return Err(Error::Config { key: "train.epochs".into(), why: why.into() });
+        }
+        Ok(config)
+    }
+
+    /// True after Ctrl-C.
+    pub(super) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// What manifests say of every run of a plan; the method, its configuration and its targets are left to the caller.
+pub(super) fn manifest(plan: &Plan, data: &DeviceData, fingerprint: &str, seed: u64) -> Manifest {
+    let device = &data.device;
+    Manifest {
+        method: String::new(),
+        dataset: data.spec.id.to_string(),
+        preset: plan.preset_id.into(),
+        profile: plan.profile.name().into(),
+        seed,
+        config: serde_json::Value::Null,
+        model: data.spec.model.name(),
+        precision: "f32".into(),
+        data_fingerprint: fingerprint.into(),
+        device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
+        device: device.name(),
+        driver: device.driver(),
+        threads: rayon::current_num_threads(),
+        commit: launch::COMMIT.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pool: data.train.len() as u32,
+        targets: Vec::new(),
+        continued: Vec::new(),
     }
 }
 
 /// What one round costs: images trained on and tested, the unit of progress and estimates.
-fn work(config: &Config, labelled: usize, test: usize) -> u64 {
+pub(super) fn work(config: &Config, labelled: usize, test: usize) -> u64 {
     u64::from(config.train.epochs) * (labelled as u64 + test as u64 / TEST_IS_CHEAPER)
 }
 
@@ -194,26 +229,11 @@ impl Experiment<'_> {
     fn manifest(&self, method: &str, seed: u64) -> Result<Manifest> {
         let config = serde_json::to_value(&self.config)
             .map_err(|e| Error::Config { key: "config".into(), why: e.to_string() })?;
-        let device = &self.data.device;
         Ok(Manifest {
             method: method.into(),
-            dataset: self.data.spec.id.to_string(),
-            preset: self.plan.preset_id.into(),
-            profile: self.plan.profile.name().into(),
-            seed,
             config,
-            model: self.data.spec.model.name(),
-            precision: "f32".into(),
-            data_fingerprint: self.fingerprint.clone(),
-            device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
-            device: device.name(),
-            driver: device.driver(),
-            threads: rayon::current_num_threads(),
-            commit: launch::COMMIT.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            pool: self.labels.len() as u32,
             targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
-            continued: Vec::new(),
+            ..manifest(self.plan, &self.data, &self.fingerprint, seed)
         })
     }
 
@@ -334,7 +354,7 @@ impl Experiment<'_> {
 
     /// The error that ends the program after Ctrl-C.
     fn interrupted(&self, what: &str) -> Result<()> {
-        if !self.plan.stop.load(Ordering::Relaxed) {
+        if !self.plan.stopped() {
             return Ok(());
         }
         self.progress.finish();
