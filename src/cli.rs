@@ -17,6 +17,7 @@ use crate::bench::training;
 use crate::data::fetch::{Fetched, Progress};
 use crate::data::{self, DataDir, FetchOptions, Presence};
 use crate::device::{self, Choice, Cuda};
+use crate::embed::{self, What};
 use crate::methods::{self, METHODS};
 use crate::{Error, report};
 
@@ -48,6 +49,8 @@ enum Command {
     Bench(Box<BenchArgs>),
     /// Train on all labels of a data set and keep model, curve and accuracy (resumable)
     Train(Box<TrainArgs>),
+    /// Run a trained network over images and write embeddings, probabilities or logits
+    Embed(Box<EmbedArgs>),
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
         /// The folder of one preset and profile, for instance runs/quick-clean
@@ -157,6 +160,54 @@ struct TrainArgs {
     log_steps: bool,
 }
 
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore embed -c model.safetensors -d mnist --split test --out mnist-test\n  \
+    dalcore embed -c model.safetensors -d folder:photos --out photos.safetensors\n  \
+    dalcore embed -c model.safetensors -d npy:images.npz --arrays logits,embeddings --out out\n\n\
+    The checkpoint is dalcore's, or a PyTorch state dict with torchvision's names that was saved\n\
+    with safetensors.torch.save_file; network, width and classes are read off its tensors.\n\
+    Rows are the images of the split in their order; ids (their numbers) and labels are written\n\
+    too. Images are normalised by their own data set's constants: give --mean and --std where the\n\
+    network was trained with others. An output is written whole or not at all.")]
+struct EmbedArgs {
+    /// Weights, a safetensors file
+    #[arg(short, long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// Data set, or your own as folder:PATH, folder@HxW:PATH (resized) or npy:PATH
+    #[arg(short, long, value_name = "NAME")]
+    dataset: String,
+    /// train or test
+    #[arg(long, value_name = "SPLIT", default_value = "train")]
+    split: String,
+    /// A file that ends in .safetensors, or a folder for .npy files
+    #[arg(short, long, value_name = "PATH")]
+    out: PathBuf,
+    /// embeddings, probabilities, logits; comma-separated
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "embeddings,probabilities")]
+    arrays: Vec<String>,
+    /// Mean of each channel in units of white, comma-separated [default: the data set's]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "std")]
+    mean: Vec<f32>,
+    /// Standard deviation of each channel
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "mean")]
+    std: Vec<f32>,
+    /// Images per batch; changes memory and speed, never a result [default: the data set's]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// CPU threads; never changes a result [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Launch every kernel by itself instead of replaying CUDA graphs
+    #[arg(long)]
+    no_graph: bool,
+    #[command(flatten)]
+    dir: DataDirArg,
+}
+
 /// What all experiments have in common.
 #[derive(Args)]
 struct RunArgs {
@@ -262,6 +313,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Bench(args) => bench(args, verbosity),
         Command::Train(args) => train(args, verbosity),
+        Command::Embed(args) => embed(args, verbosity),
         Command::Report { folder } => report_command(folder),
         Command::Methods => {
             println!("{:<18} {:<18} about", "method", "in the paper");
@@ -346,6 +398,69 @@ fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn set_threads(threads: Option<usize>) -> Result<(), Error> {
+    if threads == Some(0) {
+        return Err(misuse("--threads", "at least one thread is needed"));
+    }
+    device::cpu::set_threads(threads.unwrap_or(0))
+}
+
+/// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once; the files are sound at every moment.
+fn watch_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
+        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
+        .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn embed(args: &EmbedArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    let what = args.arrays.iter().map(|n| What::find(n)).collect::<Result<Vec<_>, _>>()?;
+    if args.batch == Some(0) {
+        return Err(misuse("--batch", "at least one image is needed").into());
+    }
+    set_threads(args.threads)?;
+    let device: Choice = args.device.parse()?;
+    let dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
+    let source = data::Source::open(&args.dataset, Profile::Clean, &dir)?;
+    let mut spec = source.spec().clone();
+    if !args.mean.is_empty() {
+        if args.mean.len() != spec.c || args.std.len() != spec.c || args.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
+            let why = format!("{} numbers each are wanted, one per channel; deviations above 0", spec.c);
+            return Err(misuse("--mean and --std", why).into());
+        }
+        (spec.mean, spec.std) = (args.mean.clone().into(), args.std.clone().into());
+    }
+    let test = match args.split.as_str() {
+        "train" => false,
+        "test" => true,
+        other => return Err(crate::names::unknown("--split", other, ["train", "test"].into_iter()).into()),
+    };
+    let host = source.load(&dir, data::Verify::Official)?;
+    let images = if test { &host.test } else { &host.train };
+    let stop = watch_ctrl_c()?;
+    let request = embed::Request {
+        checkpoint: &args.checkpoint,
+        spec,
+        images,
+        what: &what,
+        out: &args.out,
+        batch: args.batch.unwrap_or(0),
+        graphs: !args.no_graph,
+        stop: &stop,
+    };
+    let bar = match verbosity {
+        Verbosity::Bars => indicatif::ProgressBar::new(images.n as u64),
+        _ => indicatif::ProgressBar::hidden(),
+    };
+    let files = embed::run(&request, &device.open()?, |n| bar.inc(n as u64));
+    bar.finish_and_clear();
+    for file in files? {
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
 /// Everything an experiment needs but its device, which is opened last.
 fn plan_of(
     args: &RunArgs,
@@ -373,11 +488,7 @@ fn plan_of(
     for text in &args.set {
         settings.push(config::parse_setting(text)?);
     }
-    let threads = args.threads.or(file.threads);
-    if threads == Some(0) {
-        return Err(misuse("--threads", "at least one thread is needed").into());
-    }
-    device::cpu::set_threads(threads.unwrap_or(0))?;
+    set_threads(args.threads.or(file.threads))?;
     let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
     let data_dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
     let mut sets: Vec<data::Source> = Vec::new();
@@ -393,11 +504,7 @@ fn plan_of(
             Some(_) => {}
         }
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    // A second Ctrl-C ends the program at once; the files are sound at every moment.
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
-        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
-        .context("cannot watch for Ctrl-C")?;
+    let stop = watch_ctrl_c()?;
     let plan = Plan {
         methods,
         datasets: sets,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use super::{Params, Slot};
+use crate::data::Model;
 use crate::optim::Sgd;
 use crate::{Error, Result};
 
@@ -67,6 +68,26 @@ pub fn from_bytes(params: &mut Params, bytes: &[u8]) -> Result<()> {
 /// Overwrites the velocities of the optimizer.
 pub fn momentum_from_bytes(params: &Params, sgd: &mut Sgd, bytes: &[u8]) -> Result<()> {
     sgd.load(params, read(bytes)?)
+}
+
+/// The network that a file's tensors belong to, and its number of classes.
+pub fn outline(bytes: &[u8]) -> Result<(Model, usize)> {
+    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
+    let first = |name: &str| file.tensor(name).ok().and_then(|t| t.shape().first().copied());
+    match (first("fc2.weight"), first("fc.weight"), first("conv1.weight")) {
+        (Some(classes), None, _) => Ok((Model::LeNet, classes)),
+        (None, Some(classes), Some(width)) => Ok((Model::ResNet18 { width }, classes)),
+        _ => {
+            let mut names = file.names();
+            names.sort_unstable();
+            let shown = names.iter().take(3).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+            Err(bad(format!(
+                "neither LeNet (fc2.weight) nor ResNet-18 (conv1.weight, fc.weight): it holds {} tensors, {shown}, …; \
+                 save the state dict of one of these networks with safetensors.torch.save_file",
+                names.len()
+            )))
+        }
+    }
 }
 
 /// The numbers of a slot, from a file.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceData, Evaluator, Pass};
 use crate::clock::Clock;
 use crate::data::{self, PoolIdx};
+use crate::device::Device;
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
 use crate::nn::resnet::ResNet18;
@@ -59,19 +60,26 @@ pub struct Model {
 impl Model {
     /// Fresh weights of the data set's network from the stream (seed, round).
     pub fn fresh(data: &DeviceData, seed: u64, round: u32) -> Result<Model> {
+        Model::build(&data.spec, &data.device, Rng::new(seed).at(Purpose::Init, round, 0))
+    }
+
+    /// The network that `spec` names, for its images and classes; `rng` draws the weights.
+    pub fn build(spec: &data::Spec, device: &Device, rng: Rng) -> Result<Model> {
         let mut layout = Layout::default();
-        let classes = data.spec.classes;
-        let net: Box<dyn Net> = match data.spec.model {
+        let classes = spec.classes;
+        let refuse = |why: String| Err(Error::Config { key: "model".into(), why });
+        let net: Box<dyn Net> = match spec.model {
+            data::Model::LeNet if [spec.h, spec.w, spec.c] != [28, 28, 1] => {
+                let size = format!("{}x{}x{}", spec.h, spec.w, spec.c);
+                return refuse(format!("LeNet wants images of 28x28x1, not {size}; resize them, or use ResNet-18"));
+            }
             data::Model::LeNet => Box::new(LeNet::new(&mut layout, classes)),
-            data::Model::ResNet18 { .. } if data.spec.h != data.spec.w => {
-                let why = format!("ResNet-18 wants square images, not {}x{}; resize them", data.spec.h, data.spec.w);
-                return Err(Error::Config { key: "model".into(), why });
+            data::Model::ResNet18 { .. } if spec.h != spec.w => {
+                return refuse(format!("ResNet-18 wants square images, not {}x{}; resize them", spec.h, spec.w));
             }
-            data::Model::ResNet18 { width } => {
-                Box::new(ResNet18::new(&mut layout, width, [data.spec.h, data.spec.c], classes)?)
-            }
+            data::Model::ResNet18 { width } => Box::new(ResNet18::new(&mut layout, width, [spec.h, spec.c], classes)?),
         };
-        let params = layout.init(&data.device, Rng::new(seed).at(Purpose::Init, round, 0))?;
+        let params = layout.init(device, rng)?;
         Ok(Model { net, params, classes })
     }
 }
