@@ -57,11 +57,20 @@ impl Steps {
         for at in (0..order.len()).step_by(pass.batch) {
             let n = pass.batch.min(order.len() - at);
             let replay = if n == pass.batch { &mut self.full } else { &mut self.tail };
-            replay.run(images.pixels.device(), || {
-                let x = ops::gather_images(&images.pixels, order, clock, n, pass.view)?;
-                step(state, model.net.forward(&x, &cx)?, clock, n)?;
-                clock.advance(n)
-            })?;
+            replay
+                .run(images.pixels.device(), || {
+                    let x = ops::gather_images(&images.pixels, order, clock, n, pass.view)?;
+                    step(state, model.net.forward(&x, &cx)?, clock, n)?;
+                    clock.advance(n)
+                })
+                .map_err(|e| {
+                    e.needed_for(|| {
+                        let half = (n / 2).max(1);
+                        let remedy =
+                            format!("use a smaller batch, such as --set eval.batch={half} (embed: --batch {half})");
+                        (format!("a forward pass over {n} images"), remedy)
+                    })
+                })?;
             after(state, at, n)?;
         }
         Ok(())
@@ -146,8 +155,10 @@ pub fn extract_each(
 pub fn extract(model: &Model, images: &Resident, ids: &[u32], pass: Pass) -> Result<Features> {
     let device = images.pixels.device();
     let (c, d) = (model.classes, model.net.embedding_width());
-    let mut logits = Tensor::stale(device, [ids.len(), c], Dtype::F32)?;
-    let mut embeddings = Tensor::stale(device, [ids.len(), d], Dtype::F32)?;
+    let room = |columns: usize| Tensor::stale(device, [ids.len(), columns], Dtype::F32);
+    let kept = || (format!("keeping the {} outputs of {} images", c + d, ids.len()), "use a smaller network".into());
+    let mut logits = room(c).map_err(|e| e.needed_for(kept))?;
+    let mut embeddings = room(d).map_err(|e| e.needed_for(kept))?;
     extract_each(model, images, ids, pass, |at, l, e| {
         ops::copy_into(logits.buf_mut::<f32>("extract")?, at * c, &l, device)?;
         ops::copy_into(embeddings.buf_mut::<f32>("extract")?, at * d, &e, device)

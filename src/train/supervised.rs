@@ -240,20 +240,27 @@ impl Trainer<'_> {
             clock.start(epoch * sizes.len() as u32, epoch, rate_at(recipe.lr, &recipe.milestones, epoch))?;
             for &n in &sizes {
                 let replay = if n == recipe.batch { &mut full } else { &mut tail };
-                replay.run(device, || {
-                    let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
-                    let y = ops::gather_labels(&labels, &order, &clock, n)?;
-                    let rng = rng.at(Purpose::Dropout, round, 0);
-                    let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
-                    let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
-                    let grads = loss.backward(&model.params)?;
-                    let seen = cx.into_seen();
-                    ops::write_loss(&mut losses, &loss.detach(), &clock)?;
-                    drop(loss); // frees the graph's windows on the weights before they move
-                    sgd.step(&mut model.params, &grads, &clock)?;
-                    model.params.absorb(&seen)?;
-                    clock.advance(n)
-                })?;
+                replay
+                    .run(device, || {
+                        let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
+                        let y = ops::gather_labels(&labels, &order, &clock, n)?;
+                        let rng = rng.at(Purpose::Dropout, round, 0);
+                        let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
+                        let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
+                        let grads = loss.backward(&model.params)?;
+                        let seen = cx.into_seen();
+                        ops::write_loss(&mut losses, &loss.detach(), &clock)?;
+                        drop(loss); // frees the graph's windows on the weights before they move
+                        sgd.step(&mut model.params, &grads, &clock)?;
+                        model.params.absorb(&seen)?;
+                        clock.advance(n)
+                    })
+                    .map_err(|e| {
+                        e.needed_for(|| {
+                            let remedy = format!("use a smaller batch, such as --set train.batch={}", (n / 2).max(1));
+                            (format!("a training step of {n} images"), remedy)
+                        })
+                    })?;
             }
             let steps = losses.to_host()?;
             if let Some(step) = steps.iter().position(|l| !l.is_finite()) {

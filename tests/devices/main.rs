@@ -17,7 +17,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 10] = [
+    let parts: [(&str, fn()); 11] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("rows do not depend on the batch", cases::batch_independence),
@@ -28,6 +28,7 @@ fn cuda_agrees_with_the_cpu() {
         ("evaluation", training::evaluation),
         ("graphs", training::graphs),
         ("memory", memory::all),
+        ("memory by purpose", memory::what_for),
     ];
     let wanted = std::env::var("DALCORE_TEST_PARTS").ok();
     let wanted: Option<Vec<&str>> = wanted.as_ref().map(|w| w.split(',').collect());
