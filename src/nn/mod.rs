@@ -376,7 +376,8 @@ mod tests {
     /// METHODS 1.6, and 1.1: 21,840 parameters.
     #[test]
     fn taps_are_the_maps_of_the_study() {
-        let cases: [(&dyn Fn(&mut Layout) -> Box<dyn Net>, [usize; 3], &[[usize; 3]]); 3] = [
+        type Case<'a> = (&'a dyn Fn(&mut Layout) -> Box<dyn Net>, [usize; 3], &'a [[usize; 3]]);
+        let cases: [Case; 3] = [
             (&|l| Box::new(LeNet::new(l, 10)), [28, 28, 1], &[[12, 12, 10], [4, 4, 20]]),
             (
                 &|l| Box::new(ResNet18::new(l, 4, [32, 3], 10).unwrap()),
