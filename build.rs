@@ -60,7 +60,10 @@ fn main() {
         let stem = stem(s);
         let Ok(source) = fs::read_to_string(s) else { stop(format!("{} cannot be read", s.display())) };
         for k in kernels(s, &source) {
-            table += &format!("    ({:?}, {stem:?}),\n", k.name);
+            let full = |v: &String| format!("{}_{v}", k.name);
+            let names =
+                if k.variants.is_empty() { vec![k.name.clone()] } else { k.variants.iter().map(full).collect() };
+            table.extend(names.iter().map(|n| format!("    ({n:?}, {stem:?}),\n")));
             text += &launcher(&k);
         }
     }
@@ -143,14 +146,19 @@ fn commit() -> String {
     git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into())
 }
 
+/// A kernel's name without the variant, the variants it exists in (none: just the name), and its parameters.
 struct Kernel {
     name: String,
+    variants: Vec<String>,
     params: Vec<(String, String)>,
 }
 
-/// The signatures of a file: `KERNEL name(` and then one parameter per line, up to `)`.
+/// The signatures of a file: `KERNEL name(` and then one parameter per line, up to `)`. `KERNEL VARIANT(name)(` stands
+/// for one kernel for each name on the file's first line, `// Variants: ...`.
 fn kernels(path: &Path, source: &str) -> Vec<Kernel> {
     let mut found = Vec::new();
+    let first = source.lines().next().unwrap_or_default();
+    let of_file = first.strip_prefix("// Variants: ").unwrap_or_default();
     let mut lines = source.lines().enumerate();
     while let Some((at, line)) = lines.next() {
         let Some(rest) = line.trim_start().strip_prefix("KERNEL ") else { continue };
@@ -158,7 +166,10 @@ fn kernels(path: &Path, source: &str) -> Vec<Kernel> {
         let Some(name) = rest.trim().strip_suffix('(') else {
             stop(format!("{place}: write a kernel as 'KERNEL name(' and one parameter per line"));
         };
-        let name = name.split_whitespace().last().unwrap_or_default().to_string();
+        let name = name.split_whitespace().last().unwrap_or_default();
+        let plain = name.strip_prefix("VARIANT(").and_then(|n| n.strip_suffix(')'));
+        let variants = plain.map_or(Vec::new(), |_| of_file.split_whitespace().map(String::from).collect());
+        let name = plain.unwrap_or(name).to_string();
         let mut params = Vec::new();
         for (at, line) in lines.by_ref() {
             let line = line.split("//").next().unwrap_or_default().trim();
@@ -175,7 +186,7 @@ fn kernels(path: &Path, source: &str) -> Vec<Kernel> {
             };
             let Some(ty) = rust_type(&words.join(" ")) else {
                 stop(format!(
-                    "{}:{}: '{}' is not among the parameter types launchers know (float, uint8_t, uint32_t, \
+                    "{}:{}: '{}' is not among the parameter types launchers know (float, bf16, uint8_t, uint32_t, \
                      uint64_t pointers; int, uint32_t, float)",
                     path.display(),
                     at + 1,
@@ -188,7 +199,7 @@ fn kernels(path: &Path, source: &str) -> Vec<Kernel> {
         if params.iter().skip(first_input).any(|p| p.1.starts_with("&mut")) {
             stop(format!("{place}: {name}: outputs come first"));
         }
-        found.push(Kernel { name, params });
+        found.push(Kernel { name, variants, params });
     }
     found
 }
@@ -197,6 +208,10 @@ fn rust_type(cuda: &str) -> Option<&'static str> {
     Some(match cuda {
         "float *" => "&mut Buf<f32>",
         "const float *" => "&Buf<f32>",
+        "bf16 *" => "&mut Buf<bf16>",
+        "const bf16 *" => "&Buf<bf16>",
+        "Stored *" => "&mut Buf<S>",
+        "const Stored *" => "&Buf<S>",
         "uint8_t *" => "&mut Buf<u8>",
         "const uint8_t *" => "&Buf<u8>",
         "uint32_t *" => "&mut Buf<u32>",
@@ -210,7 +225,8 @@ fn rust_type(cuda: &str) -> Option<&'static str> {
     })
 }
 
-/// The Rust function that launches `k`.
+/// The Rust function that launches `k`: generic over the stored type where the variants are float types, otherwise
+/// with the number of the variant as an argument.
 fn launcher(k: &Kernel) -> String {
     let name = &k.name;
     let sig: String = k.params.iter().map(|(n, t)| format!(", {n}: {t}")).collect();
@@ -224,10 +240,16 @@ fn launcher(k: &Kernel) -> String {
             _ => format!("Arg::Ptr({n}.ptr({name:?})?)"),
         })
         .collect();
+    let names: Vec<String> = k.variants.iter().map(|v| format!("{name}_{v}")).collect();
+    let (generics, first, pick) = match k.variants.as_slice() {
+        [] => ("", "", format!("{name:?}")),
+        [f32, bf16] if f32 == "f32" && bf16 == "bf16" => ("<S: Stored>", "", format!("S::pick({names:?})")),
+        _ => ("", ", variant: usize", format!("{names:?}[variant]")),
+    };
     format!(
         "/// Launches the kernel of this name.\n#[allow(clippy::too_many_arguments)]\n\
-         pub fn {name}(cuda: &Cuda, l: Launch{sig}) -> Result<()> {{\n    \
-         cuda.launch({name:?}, l, &mut [{}])\n}}\n",
+         pub fn {name}{generics}(cuda: &Cuda, l: Launch{first}{sig}) -> Result<()> {{\n    \
+         cuda.launch({pick}, l, &mut [{}])\n}}\n",
         args.join(", ")
     )
 }

@@ -1,10 +1,14 @@
 //! Every operation on its cases, forward and forward + backward, one criterion group each; and at the end a table with
 //! the share of this machine's measured rates: percent of the copy rate by compulsory bytes, percent of the multiply-add
-//! rate by flops. Ids are `<shape>/f32/<device>`. `DALCORE_BENCH_DEVICE=cuda` runs on the GPU.
+//! rate by flops. Ids are `<shape>/<precision>/<device>`. The cases of the tests come first, then every layer of LeNet,
+//! ResNet-18 w16 and w64 at batch 256 (`DALCORE_BENCH_BATCH`). `DALCORE_BENCH_DEVICE=cuda` runs on the GPU,
+//! `DALCORE_BENCH_PRECISION=bf16` what exists in bf16.
 //!
-//! Correct first: a case whose f32 result is far from its f64 result is not timed.
+//! Correct first: a case whose f32 result is far from its f64 result is not timed; a layer is checked on one image.
 
 use std::time::{Duration, Instant};
+
+mod shapes;
 
 use criterion::{Criterion, Throughput};
 use dalcore::device::{Choice, Device};
@@ -21,10 +25,17 @@ fn main() -> Result<()> {
         .sample_size(10)
         .configure_from_args();
     let (copy, fma) = rates(&device)?;
+    let dtype = shapes::precision()?.dtype();
+    let layers = shapes::layers(shapes::number("DALCORE_BENCH_BATCH", 256)?);
+    let small = shapes::layers(1);
+    // What runs in the precision asked for, and what to check it by.
+    let from_tests = cases().into_iter().chain(large_cases()).filter(|c| dtype == Dtype::F32 || c.in_bf16());
+    let of_networks = layers.iter().zip(&small).filter(|(l, _)| dtype == Dtype::F32 || l.in_bf16);
+    let all = from_tests.map(|c| (c, c)).chain(of_networks.map(|(l, one)| (&l.case, &one.case)));
     let mut rows = Vec::new();
-    for case in cases().into_iter().chain(large_cases()).filter(|c| c.bytes >= 4096) {
-        check(case)?;
-        let inputs = case.make(&device, Dtype::F32)?;
+    for (case, checked) in all.filter(|(c, _)| c.bytes >= 4096) {
+        check(checked)?;
+        let inputs = case.make(&device, dtype)?;
         let (family, shape) = case.name.split_once('/').unwrap_or((case.name, ""));
         let wrt: Vec<&Tensor> = inputs.iter().filter(|t| t.is_tracked()).collect();
         let dy = case.cotangent(&(case.run)(&inputs)?)?;
@@ -32,7 +43,7 @@ fn main() -> Result<()> {
         group.throughput(Throughput::Bytes(case.bytes));
         let mut best = f64::MAX;
         for backward in [false, true] {
-            let id = format!("{shape}/f32/{name}{}", if backward { "/backward" } else { "" });
+            let id = format!("{shape}/{dtype:?}/{name}{}", if backward { "/backward" } else { "" });
             group.bench_function(id, |b| {
                 b.iter_custom(|n| {
                     let start = Instant::now();

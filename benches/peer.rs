@@ -1,15 +1,29 @@
 //! One timing per line for `benches/peer.py`, which interleaves them with PyTorch.
 //! `peer CASE` runs one case and prints its name and the median of its repetitions in seconds.
+//! `peer step NET` times training steps of a network alone, `peer once LAYER` runs one layer forward and backward a
+//! single time and `peer layers` lists them with how often a step has them: for profilers. `DALCORE_BENCH_BATCH`,
+//! `DALCORE_BENCH_PRECISION=bf16`, `DALCORE_BENCH_STEPS` (default 6).
 //! `peer gemm` compares the dense product with the crate `gemm` on the shapes LeNet uses, interleaved here.
 
+use std::rc::Rc;
 use std::time::Instant;
 
-use dalcore::data::{Dataset, Images, PoolIdx, cifar, synthetic};
+#[path = "shapes/mod.rs"]
+mod shapes;
+
+use dalcore::clock::Clock;
+use dalcore::data::{Dataset, Flip, Images, PoolIdx, cifar, synthetic};
+use dalcore::device::cuda::Replay;
 use dalcore::device::microkernel::{Panels, product, product_tn};
 use dalcore::device::{Choice, Device};
-use dalcore::rng::Rng;
+use dalcore::nn::lenet::LeNet;
+use dalcore::nn::resnet::ResNet18;
+use dalcore::nn::{Ctx, Layout, Mode, Net};
+use dalcore::optim::Sgd;
+use dalcore::rng::{Purpose, Rng};
+use dalcore::tensor::{Buf, Dtype, Tensor};
 use dalcore::train::{DeviceData, Model, Pass, Trainer, evaluate};
-use dalcore::{Result, bench, ops};
+use dalcore::{Error, Result, bench, ops};
 
 fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
@@ -24,6 +38,14 @@ fn main() -> Result<()> {
         Some("lenet-train") => println!("lenet-train {}", lenet(&device, true)?),
         Some("lenet-eval") => println!("lenet-eval {}", lenet(&device, false)?),
         Some("resnet-train") => println!("resnet-train {}", resnet(&device)?),
+        Some("step") => println!("step {}", step(&args.next().unwrap_or_default(), &device)?),
+        Some("once") => once(&args.next().unwrap_or_default(), &device)?,
+        Some("layers") => {
+            let flops = |l: &shapes::Layer| l.case.flops;
+            shapes::layers(shapes::number("DALCORE_BENCH_BATCH", 256)?)
+                .iter()
+                .for_each(|l| println!("{} {} {}", l.case.name, l.times, flops(l)));
+        }
         Some("gemm") | None => gemm(),
         Some(_) => return usage(),
     }
@@ -31,7 +53,7 @@ fn main() -> Result<()> {
 }
 
 fn usage() -> Result<()> {
-    println!("cases: lenet-train, lenet-eval, resnet-train, gemm");
+    println!("cases: lenet-train, lenet-eval, resnet-train, step NET, once LAYER, layers, gemm");
     Ok(())
 }
 
@@ -69,6 +91,65 @@ fn resnet(device: &Device) -> Result<f64> {
     let set = Dataset::new(&cifar::CIFAR10, images(256 * 3), images(10));
     let labels: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(set.train.labels.iter().copied()).collect();
     training_step(&DeviceData::new(device, &set)?, &labels, 3)
+}
+
+/// One layer forward and backward, once.
+fn once(name: &str, device: &Device) -> Result<()> {
+    let layer = shapes::find(name, shapes::number("DALCORE_BENCH_BATCH", 256)?)?;
+    let dtype = if layer.in_bf16 { shapes::precision()?.dtype() } else { Dtype::F32 };
+    let inputs = layer.case.make(device, dtype)?;
+    let y = (layer.case.run)(&inputs)?;
+    // The images have no gradient.
+    let skip = usize::from(name.ends_with("stem") || name.ends_with("conv1"));
+    let wrt: Vec<&Tensor> = inputs.iter().skip(skip).collect();
+    y.grad_from(&layer.case.cotangent(&y)?, &wrt)?;
+    device.synchronize()
+}
+
+/// Median seconds of a training step on one batch, the gather of its images included.
+fn step(net: &str, device: &Device) -> Result<f64> {
+    let (mut layout, batch) = (Layout::default(), shapes::number("DALCORE_BENCH_BATCH", 256)?);
+    let (net, image): (Box<dyn Net>, _) = match net {
+        "lenet" => (Box::new(LeNet::new(&mut layout, 10)), [28, 28, 1]),
+        "resnet18-w16" => (Box::new(ResNet18::new(&mut layout, 16, [32, 3], 10)?), [32, 32, 3]),
+        "resnet18-w64" => (Box::new(ResNet18::new(&mut layout, 64, [32, 3], 10)?), [32, 32, 3]),
+        _ => {
+            let why = format!("there is no network '{net}'; known: lenet resnet18-w16 resnet18-w64");
+            return Err(Error::Config { key: "step".into(), why });
+        }
+    };
+    let (root, [h, w, c]) = (Rng::new(4), image);
+    let mut params = layout.init(device, root.at(Purpose::Init, 0, 0))?;
+    params.set_precision(shapes::precision()?)?;
+    let mut sgd = Sgd::new(&params, 0.9, 5e-4, Some(0.1))?;
+    let pixels: Vec<u8> = (0..(batch * h * w * c) as u64).map(|e| root.u32(e) as u8).collect();
+    let pixels = Tensor::new(device, [batch, h, w, c], &pixels)?;
+    let order = Tensor::new(device, [batch], &(0..batch as u32).collect::<Vec<_>>())?;
+    let labels = Buf::from_host(device, &(0..batch as u32).map(|i| i % 10).collect::<Vec<_>>())?;
+    let view = ops::View::train(device, &vec![0.5; c], &vec![0.25; c], 4, Flip::Half, root, 0)?;
+    let view = view.stored_as(params.precision().dtype());
+    let clock = Rc::new(Clock::new(device)?);
+    let (mut replay, mut times) = (Replay::new(true), Vec::new());
+    for _ in 0..shapes::number("DALCORE_BENCH_STEPS", 6)? {
+        clock.start(0, 0, 0.01)?;
+        device.synchronize()?;
+        let start = Instant::now();
+        replay.run(device, || {
+            let x = ops::gather_images(&pixels, &order, &clock, batch, &view)?;
+            let y = ops::gather_labels(&labels, &order, &clock, batch)?;
+            let cx = Ctx::new(Mode::Train, root.at(Purpose::Dropout, 0, 0), &clock, &params);
+            let loss = ops::cross_entropy(&net.forward(&x, &cx)?.logits, &y)?;
+            let grads = loss.backward(&params)?;
+            let seen = cx.into_seen();
+            drop(loss);
+            sgd.step(&mut params, &grads, &clock)?;
+            params.absorb(&seen)?;
+            clock.advance(batch)
+        })?;
+        device.synchronize()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(times))
 }
 
 /// Median over the epochs of the seconds of a training step.

@@ -202,10 +202,12 @@ fn wrapper(source: &Path, is_product: bool) -> (String, Vec<String>) {
     (unit, entries.into_iter().map(|e| e.name).collect())
 }
 
-/// Finds the lines that start with `KERNEL name(` or `KERNEL __launch_bounds__(n) name(`. What stands between
+/// Finds the lines that start with `KERNEL name(` or `KERNEL __launch_bounds__(n) name(`; `VARIANT(name)` in the place of
+/// a name stands for one kernel for each word of the file's first line, `// Variants: ...`. What stands between
 /// `#ifdef __CUDACC__` and its `#else` or `#endif` is for nvcc alone and left out.
 fn entry_points(text: &str) -> Vec<Entry> {
     let mut found = Vec::new();
+    let variants = text.lines().next().and_then(|l| l.strip_prefix("// Variants: ")).unwrap_or_default();
     let mut hidden: Vec<bool> = Vec::new();
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -234,7 +236,16 @@ fn entry_points(text: &str) -> Vec<Entry> {
             max_threads = bounds[..end].split(',').next().unwrap_or("1024").trim().to_string();
             rest = bounds[end + 1..].trim_start();
         }
-        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let rest_plain = rest.strip_prefix("VARIANT(");
+        let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        if let Some(inner) = rest_plain {
+            let name = word(inner);
+            found.extend(
+                variants.split_whitespace().map(|v| Entry { name: format!("{name}_{v}"), max_threads: max_threads.clone() }),
+            );
+            continue;
+        }
+        let name = word(rest);
         if !name.is_empty() && rest[name.len()..].trim_start().starts_with('(') {
             found.push(Entry { name, max_threads });
         }

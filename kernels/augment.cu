@@ -1,6 +1,11 @@
+// Variants: f32 bf16
 // From u8 images on the device to a batch of floats: gather, crop, flip, normalise in one pass.
+#ifndef Stored
 #include "common.cuh"
 #include "philox.cuh"
+#define SOURCE "augment.cu"
+#include "floats.cuh"
+#else
 
 // out[i, y, x, c] = pixel * scale_c + shift_c of image order[offset + i] after a random crop of the zero-padded
 // image and a random flip. The randomness of an image depends on its id and the epoch, never on its place.
@@ -8,12 +13,12 @@
 //   clock (8): word 1 the epoch, word 2 the offset.   A position beyond `len` or an
 //   id beyond `total` gives NaN, which stops the run.
 // Launch:  one thread per output element, block 256.
-// Traffic: n h w c bytes in, 4 n h w c bytes out.
+// Traffic: n h w c bytes in, n h w c elements out.
 // Repeats: bit-identical. The two words of the crop and the one of the flip are computed by every thread again:
 //          cheaper than a second launch.
 // Limits:  n h w c < 2^31 - 256.
-KERNEL gather_images_f32(
-    float* __restrict__ out,
+KERNEL VARIANT(gather_images)(
+    Stored* __restrict__ out,
     const uint8_t* __restrict__ pixels,
     const uint32_t* __restrict__ order,
     const uint32_t* __restrict__ clock,
@@ -41,7 +46,7 @@ KERNEL gather_images_f32(
     uint64_t at = (uint64_t)clock[2] + i;                    // 64 bits: the sum must not wrap round
     uint32_t id = at < (uint64_t)len ? order[at] : 0xFFFFFFFFu;
     if (id >= total) {
-        out[e] = NAN;
+        out[e] = from_float<Stored>(NAN);
         return;
     }
     if (flip_below > 0) {
@@ -55,5 +60,6 @@ KERNEL gather_images_f32(
     }
     float v = 0.0f;
     if (y >= 0 && y < h && x >= 0 && x < w) v = pixels[(((size_t)id * h + y) * w + x) * c + ch];
-    out[e] = fmaf(v, norm[ch], norm[c + ch]);
+    out[e] = from_float<Stored>(fmaf(v, norm[ch], norm[c + ch]));
 }
+#endif

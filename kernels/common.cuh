@@ -5,7 +5,8 @@
 //     SHARED(float, tile, [32][33]);     a static array, aligned to 16 bytes
 //     DYN_SHARED(float, buffer);         a pointer to the launch's dynamic shared memory, aligned to 16 bytes
 // An entry point is KERNEL name(...) at the start of a line, KERNEL __launch_bounds__(256) name(...)
-// included.
+// included. In a file whose first line is "// Variants: a b" an entry point KERNEL VARIANT(name)(...) stands for name_a
+// and name_b: the file includes itself once for each (floats.cuh does it for the float types a tensor can store).
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -22,6 +23,8 @@
 
 #define KERNEL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__
+
+using bf16 = __nv_bfloat16;
 
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
@@ -117,9 +120,22 @@ DEVICE Best block_argmax(Best v) {
     return v;
 }
 
+// ---- a loop whose index is a constant, for instructions that want one: each<4>([&](auto i) { ... i.value ... }) ----
+template <int I>
+struct Index {
+    static constexpr int value = I;
+};
+template <int N, int I = 0, class F>
+DEVICE void each(F f) {
+    if constexpr (I < N) {
+        f(Index<I>{});
+        each<N, I + 1>(f);
+    }
+}
+
 // ---- f32 and bf16 behind one name, for functions that are templates over the stored type ----
 DEVICE float to_float(float x) { return x; }
-DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 
 template <class T>
 DEVICE T from_float(float x);
@@ -128,7 +144,7 @@ DEVICE float from_float<float>(float x) {
     return x;
 }
 template <>
-DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+DEVICE bf16 from_float<bf16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
@@ -152,9 +168,8 @@ DEVICE uint4 as_uint4(float4 v) {
 
 // Two bf16 in a register, the first in the low half: what tensor cores and 16-byte loads hold.
 DEVICE uint32_t pack_bf16(float low, float high) {
-    uint32_t l = __bfloat16_as_ushort(__float2bfloat16_rn(low));
-    uint32_t h = __bfloat16_as_ushort(__float2bfloat16_rn(high));
-    return l | h << 16;
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t*>(&pair);
 }
 DEVICE float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -172,18 +187,104 @@ DEVICE uint4 pack8(const float (&x)[8]) {
                       pack_bf16(x[6], x[7]));
 }
 
+// 16 bytes of a stored type as floats.
+template <class S>
+struct Vec {
+    static constexpr int N = 16 / sizeof(S);
+    float v[N];
+    Vec() = default;
+    DEVICE explicit Vec(const S* p);
+    DEVICE void store(S* p) const;
+};
+template <>
+DEVICE Vec<float>::Vec(const float* p) {
+    float4 f = as_float4(load16(p));
+    v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+}
+template <>
+DEVICE void Vec<float>::store(float* p) const {
+    store16(p, as_uint4(make_float4(v[0], v[1], v[2], v[3])));
+}
+template <>
+DEVICE Vec<bf16>::Vec(const bf16* p) {
+    unpack8(v, load16(p));
+}
+template <>
+DEVICE void Vec<bf16>::store(bf16* p) const {
+    store16(p, pack8(v));
+}
+
+// Four stored values as floats: 16 bytes of f32, 8 of bf16. The address is a multiple of that.
+DEVICE float4 load4(const float* p) { return as_float4(load16(p)); }
+DEVICE float4 load4(const bf16* p) {
+    uint2 v = *reinterpret_cast<const uint2*>(p);
+    return make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
+}
+DEVICE void store4(float* p, float4 v) { store16(p, as_uint4(v)); }
+DEVICE void store4(bf16* p, float4 v) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+}
+
+// N neighbouring stored values, N = 4 or 1: rows whose length is no multiple of four go one by one.
+template <int N>
+struct Some {
+    float v[N];
+    Some() = default;
+    template <class S>
+    DEVICE explicit Some(const S* p) {
+        if constexpr (N == 4) {
+            float4 f = load4(p);
+            v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+        } else {
+            v[0] = to_float(p[0]);
+        }
+    }
+    template <class S>
+    DEVICE void store(S* p) const {
+        if constexpr (N == 4) store4(p, make_float4(v[0], v[1], v[2], v[3]));
+        else p[0] = from_float<S>(v[0]);
+    }
+};
+
+// y[i] = f(x[i]...) for i < n, 16 bytes of y a thread. All pointers are multiples of 16.
+template <class S, class F, class... In>
+DEVICE void map16(S* y, int n, F f, const In*... x) {
+    int e = (blockIdx.x * blockDim.x + threadIdx.x) * Vec<S>::N;
+    if (e + Vec<S>::N <= n) {
+        Vec<S> out;
+        auto all = [&](const Vec<In>&... a) {
+#pragma unroll
+            for (int i = 0; i < Vec<S>::N; i++) out.v[i] = f(a.v[i]...);
+        };
+        all(Vec<In>(x + e)...);
+        out.store(y + e);
+    } else {
+        for (; e < n; e++) y[e] = from_float<S>(f(to_float(x[e])...));
+    }
+}
+
 // ---- tensor cores and asynchronous copies: inline PTX for nvcc, an emulation for the host compiler ----
 //
 // mma_bf16     D(16,8) += A(16,16) B(16,8)   a: 8 bf16 a lane, b: 4, d: 4 floats
 // mma_tf32     D(16,8) += A(16,8) B(8,8)     a: 4 floats a lane, b: 2, d: 4 floats
+// Places in shared memory are SharedAt, a 32-bit address to which bytes are added; AT is added by the instruction.
 // ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
-// cp_async16   16 bytes from global to shared memory, or zeros when not valid; both aligned to 16
+// cp_async16   16 bytes from global to shared memory, or zeros when not valid (the source is not looked at then); both
+//              aligned to 16
 // cp_async4    4 bytes, for tiles whose rows are not multiples of 16 bytes
 // cp_commit    closes this thread's group of copies
 // cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
 #ifdef __CUDACC__
 
-DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+// Keeps a value in a register: the compiler would rather compute it again in every turn of a loop.
+DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+template <class T>
+DEVICE void keep(T*& p) {
+    asm volatile("" : "+l"(p));
+}
+
+using SharedAt = uint32_t;
+DEVICE SharedAt shared_at(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile(
@@ -201,30 +302,37 @@ DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+template <int AT = 0>
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], SharedAt row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row), "n"(AT)
                  : "memory");
 }
 
-DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+template <int AT = 0>
+DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row), "n"(AT)
                  : "memory");
 }
 
-// .cg: past the L1 cache, which would only be filled with data that is read once.
-DEVICE void cp_async16(void* dst, const void* src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
-                 "r"(valid ? 16 : 0)
+// .cg: past the L1 cache, for what a block reads once; .ca: through it, for windows that overlap.
+template <int AT = 0>
+DEVICE void cp_async16_cached(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
+                 : "memory");
+}
+template <int AT = 0>
+DEVICE void cp_async16(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
                  : "memory");
 }
 // .ca: the only form that exists for fewer than 16 bytes.
-DEVICE void cp_async4(void* dst, const void* src, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src),
-                 "r"(valid ? 4 : 0)
+template <int AT = 0>
+DEVICE void cp_async4(SharedAt dst, const void* src, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0), "n"(AT)
                  : "memory");
 }
 DEVICE void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -237,17 +345,30 @@ DEVICE void cp_wait() {
 
 using emu::mma_bf16;
 using emu::mma_tf32;
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMU_AT) {
-    emu::ldmatrix(r, row, false, file, line);
+template <class T>
+inline void keep(T&) {}
+
+using SharedAt = char*;
+inline SharedAt shared_at(const void* p) { return (char*)p; }
+template <int AT = 0>
+inline void ldmatrix_x4(uint32_t (&r)[4], SharedAt row, EMU_AT) {
+    emu::ldmatrix(r, row + AT, false, file, line);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMU_AT) {
-    emu::ldmatrix(r, row, true, file, line);
+template <int AT = 0>
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row, EMU_AT) {
+    emu::ldmatrix(r, row + AT, true, file, line);
 }
-inline void cp_async16(void* dst, const void* src, bool valid, EMU_AT) {
-    emu::cp_async(dst, src, 16, valid, file, line);
+template <int AT = 0>
+inline void cp_async16(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 16, valid, file, line);
 }
-inline void cp_async4(void* dst, const void* src, bool valid, EMU_AT) {
-    emu::cp_async(dst, src, 4, valid, file, line);
+template <int AT = 0>
+inline void cp_async16_cached(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 16, valid, file, line);
+}
+template <int AT = 0>
+inline void cp_async4(SharedAt dst, const void* src, bool valid, EMU_AT) {
+    emu::cp_async(dst + AT, src, 4, valid, file, line);
 }
 inline void cp_commit() { emu::cp_async_commit(); }
 template <int N>

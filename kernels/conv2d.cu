@@ -190,7 +190,7 @@ __device__ __forceinline__ void wgrad_tile(
         }
     };
     float* out = part + (size_t)blockIdx.z * k * places;
-    tile_product<BN>(pixels, load_a, load_b, [&](int row, int col, float sum) {
+    tile_product<BN, true>(pixels, load_a, load_b, [&](int row, int col, float sum) {
         row += row0;
         col += col0;
         if (row < places && col < k) out[(size_t)col * places + row] = sum;

@@ -1,19 +1,24 @@
+// Variants: f32 bf16
 // Max and average pooling. Memory bound, bit-identical on every run, whatever the batch. Valid for tensors of fewer than
 // 2^31 - 256 elements and windows of at most 16 by 16 (a position in the window is kept in one byte).
+#ifndef Stored
 #include "common.cuh"
+#define SOURCE "pool.cu"
+#include "floats.cuh"
+#else
 
 // y[n][oh][ow][c] = max over the window of x, and where in the window it was.
 //   y, at (m) = (n, oh, ow, c)   x (n, h, w, c)
 //   The window of (oh, ow) starts at row oh * stride - pad and column ow * stride - pad; outside of x is -inf.
 // Launch:  one thread per output element, block 256.
-// Traffic: n*h*w*c + m floats and m bytes where windows do not overlap; neighbouring threads read neighbouring
+// Traffic: n*h*w*c + m elements and m bytes where windows do not overlap; neighbouring threads read neighbouring
 //          channels.
 // Repeats: bit-identical; a tie goes to the first in row-major order, a NaN wins over everything before it.
 // Limits:  see the top; pad < size, so that every window holds an element.
-KERNEL max_pool2d_fwd_f32(
-    float* __restrict__ y,
+KERNEL VARIANT(max_pool2d_fwd)(
+    Stored* __restrict__ y,
     uint8_t* __restrict__ at,
-    const float* __restrict__ x,
+    const Stored* __restrict__ x,
     int m,
     int h,
     int w,
@@ -29,21 +34,21 @@ KERNEL max_pool2d_fwd_f32(
     int ch = e % c, pixel = e / c;
     int left = pixel % ow * stride - pad;
     int top = pixel / ow % oh * stride - pad;
-    const float* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
+    const Stored* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
     float best = -INFINITY;
     int where = -1;
     for (int r = 0; r < size; r++) {
         for (int s = 0; s < size; s++) {
             int i = top + r, j = left + s;
             if (i < 0 || i >= h || j < 0 || j >= w) continue;
-            float v = image[(size_t)(i * w + j) * c];
+            float v = to_float(image[(size_t)(i * w + j) * c]);
             if (where < 0 || v > best || v != v) {
                 best = v;
                 where = r * size + s;
             }
         }
     }
-    y[e] = best;
+    y[e] = from_float<Stored>(best);
     at[e] = (uint8_t)where;
 }
 
@@ -51,12 +56,12 @@ KERNEL max_pool2d_fwd_f32(
 // contain it, so nothing is scattered and the order of the sum is fixed.
 //   dx (m) = (n, h, w, c)   dy, at (n, oh, ow, c)
 // Launch:  one thread per input element, block 256.
-// Traffic: m floats written; dy and at are read (size / stride)^2 times, from the cache after the first.
+// Traffic: m elements written; dy and at are read (size / stride)^2 times, from the cache after the first.
 // Repeats: bit-identical.
 // Limits:  see the top.
-KERNEL max_pool2d_bwd_f32(
-    float* __restrict__ dx,
-    const float* __restrict__ dy,
+KERNEL VARIANT(max_pool2d_bwd)(
+    Stored* __restrict__ dx,
+    const Stored* __restrict__ dy,
     const uint8_t* __restrict__ at,
     int m,
     int h,
@@ -83,19 +88,19 @@ KERNEL max_pool2d_bwd_f32(
         for (int q = q_first; q <= q_last; q++) {
             size_t o = image + (size_t)(p * ow + q) * c;
             int here = (i - p * stride) * size + (j - q * stride);
-            if (at[o] == here) sum += dy[o];
+            if (at[o] == here) sum += to_float(dy[o]);
         }
     }
-    dx[e] = sum;
+    dx[e] = from_float<Stored>(sum);
 }
 
 // y[n][p][q][c] = mean of the size x size window of x at (p size, q size): windows side by side.
 //   y (m) = (n, oh, ow, c)   x (n, h, w, c)
 // Launch:  one thread per output element, block 256.
-// Traffic: n*h*w*c + m floats.   Repeats: bit-identical; rows, then columns of the window.   Limits: see the top.
-KERNEL avg_pool2d_fwd_f32(
-    float* __restrict__ y,
-    const float* __restrict__ x,
+// Traffic: n*h*w*c + m elements.   Repeats: bit-identical; rows, then columns of the window.   Limits: see the top.
+KERNEL VARIANT(avg_pool2d_fwd)(
+    Stored* __restrict__ y,
+    const Stored* __restrict__ x,
     int m,
     int h,
     int w,
@@ -108,20 +113,20 @@ KERNEL avg_pool2d_fwd_f32(
     if (e >= m) return;
     int ch = e % c, pixel = e / c;
     int left = pixel % ow * size, top = pixel / ow % oh * size;
-    const float* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
+    const Stored* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
     float sum = 0.0f;
     for (int r = 0; r < size; r++) {
-        for (int s = 0; s < size; s++) sum += image[(size_t)((top + r) * w + left + s) * c];
+        for (int s = 0; s < size; s++) sum += to_float(image[(size_t)((top + r) * w + left + s) * c]);
     }
-    y[e] = sum / (size * size);
+    y[e] = from_float<Stored>(sum / (size * size));
 }
 
 // dx = dy of the window that contains the element, divided by its area; 0 in no window.
 //   dx (m) = (n, h, w, c)   dy (n, oh, ow, c)
-// Launch:  one thread per input element, block 256.   Traffic: m + m / size^2 floats.   Repeats: bit-identical.
-KERNEL avg_pool2d_bwd_f32(
-    float* __restrict__ dx,
-    const float* __restrict__ dy,
+// Launch:  one thread per input element, block 256.   Traffic: m + m / size^2 elements.   Repeats: bit-identical.
+KERNEL VARIANT(avg_pool2d_bwd)(
+    Stored* __restrict__ dx,
+    const Stored* __restrict__ dy,
     int m,
     int h,
     int w,
@@ -135,5 +140,7 @@ KERNEL avg_pool2d_bwd_f32(
     int ch = e % c, pixel = e / c;
     int q = pixel % w / size, p = pixel / w % h / size;
     size_t image = (size_t)(pixel / w / h) * oh * ow;
-    dx[e] = p < oh && q < ow ? dy[(image + (size_t)p * ow + q) * c + ch] / (size * size) : 0.0f;
+    float v = p < oh && q < ow ? to_float(dy[(image + (size_t)p * ow + q) * c + ch]) / (size * size) : 0.0f;
+    dx[e] = from_float<Stored>(v);
 }
+#endif

@@ -1,43 +1,11 @@
+// Variants: f32 bf16
 // Sums and maxima over rows and columns. Everything here is memory bound and adds in a fixed order that depends on
 // the sizes only: bit-identical on every run. Valid for m * c < 2^31 - 256 (the Rust side holds no larger tensor).
+#ifndef Stored
 #include "common.cuh"
 
 // Rows of one partial sum; the same number in src/ops/reduce.rs.
 #define ROWS 512
-
-// part[p][j] = sum of x[i][j] over the rows i of chunk p: the first of two stages, or the only one when p = 1.
-//   part (chunks, c)   x (m, c), chunks = ceil(m / ROWS)
-// Launch:  grid (chunks, ceil(c / 256)), block 256, 1 KB of shared memory.
-// Traffic: m*c floats read, chunks*c written. Neighbouring threads read neighbouring floats: for c < 256 the
-//          block takes 256 / c whole rows at a time, so narrow matrices waste no lanes to speak of.
-// Repeats: bit-identical; the cut into chunks depends on m only.
-// Limits:  c < 2^24, so that the second grid size stays below 65,536.
-KERNEL sum_rows_part_f32(
-    float* __restrict__ part,
-    const float* __restrict__ x,
-    int m,
-    int c
-) {
-    SHARED(float, sums, [256]);
-    int first = blockIdx.x * ROWS;
-    int last = min(first + ROWS, m);
-    int j0 = blockIdx.y * 256;                     // columns of this block: [j0, j0 + width)
-    int width = min(c - j0, 256);
-    int rows = 256 / width;                        // taken in one go, at least 1
-    int r = threadIdx.x / width;                   // row within the go; threads from rows * width on are idle
-    int j = threadIdx.x % width;
-    float sum = 0.0f;
-    if (r < rows) {
-        for (int i = first + r; i < last; i += rows) sum += x[(size_t)i * c + j0 + j];
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x < width) {
-        float total = 0.0f;
-        for (int k = 0; k < rows; k++) total += sums[k * width + j];
-        part[(size_t)blockIdx.x * c + j0 + j] = total;
-    }
-}
 
 // y[j] = sum of part[p][j] over p: the second stage.
 //   y (c)   part (chunks, c)
@@ -131,3 +99,42 @@ KERNEL broadcast_cols_f32(
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = a[i / c];
 }
+
+#define SOURCE "reduce.cu"
+#include "floats.cuh"
+#else
+
+// part[p][j] = sum of x[i][j] over the rows i of chunk p: the first of two stages, or the only one when p = 1.
+//   part (chunks, c)   x (m, c), chunks = ceil(m / ROWS)
+// Launch:  grid (chunks, ceil(c / 256)), block 256, 1 KB of shared memory.
+// Traffic: m*c elements read, chunks*c written. Neighbouring threads read neighbouring floats: for c < 256 the
+//          block takes 256 / c whole rows at a time, so narrow matrices waste no lanes to speak of.
+// Repeats: bit-identical; the cut into chunks depends on m only.
+// Limits:  c < 2^24, so that the second grid size stays below 65,536.
+KERNEL VARIANT(sum_rows_part)(
+    float* __restrict__ part,
+    const Stored* __restrict__ x,
+    int m,
+    int c
+) {
+    SHARED(float, sums, [256]);
+    int first = blockIdx.x * ROWS;
+    int last = min(first + ROWS, m);
+    int j0 = blockIdx.y * 256;                     // columns of this block: [j0, j0 + width)
+    int width = min(c - j0, 256);
+    int rows = 256 / width;                        // taken in one go, at least 1
+    int r = threadIdx.x / width;                   // row within the go; threads from rows * width on are idle
+    int j = threadIdx.x % width;
+    float sum = 0.0f;
+    if (r < rows) {
+        for (int i = first + r; i < last; i += rows) sum += to_float(x[(size_t)i * c + j0 + j]);
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x < width) {
+        float total = 0.0f;
+        for (int k = 0; k < rows; k++) total += sums[k * width + j];
+        part[(size_t)blockIdx.x * c + j0 + j] = total;
+    }
+}
+#endif

@@ -34,7 +34,8 @@ impl Sgd {
             ops::copy_into(&mut self.grads, params.offset(i), g.buf("sgd")?, &device)?;
         }
         let (v, g) = (&mut self.velocity, &self.grads);
-        ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)
+        ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)?;
+        params.round()
     }
 }
 

@@ -7,7 +7,7 @@ use dalcore::clock::Clock;
 use dalcore::data::{Dataset, Flip, Images, Model, PoolIdx, Spec, cifar, synthetic};
 use dalcore::device::Device;
 use dalcore::nn::lenet::LeNet;
-use dalcore::nn::{Ctx, Layout, Mode, Net, checkpoint};
+use dalcore::nn::{Ctx, Layout, Mode, Net, Precision, checkpoint};
 use dalcore::ops::{self, View};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
@@ -146,7 +146,14 @@ fn a_training_goes_on_from_its_bytes() {
     let labelled: Vec<(PoolIdx, u32)> = (0..30).map(|i| (PoolIdx(i), i % 10)).collect();
     let mut r = recipe();
     (r.epochs, r.batch, r.milestones, r.lr) = (4, 8, vec![3], 0.05);
-    let trainer = Trainer { data: &data, recipe: &r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
+    for precision in [Precision::F32, Precision::Bf16] {
+        r.precision = precision;
+        goes_on(&data, &r, &labelled);
+    }
+}
+
+fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
+    let trainer = Trainer { data, recipe: r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
     let saved = |t: &Training| {
         let params = &t.model.params;
         (checkpoint::to_bytes(params).unwrap(), checkpoint::momentum_to_bytes(params, &t.sgd).unwrap())
@@ -158,21 +165,21 @@ fn a_training_goes_on_from_its_bytes() {
         after.push((saved(t), t.correct.clone(), t.loss.clone()));
         Ok(())
     };
-    trainer.go_on(0, &labelled, &mut whole, &mut keep).unwrap();
+    trainer.go_on(0, labelled, &mut whole, &mut keep).unwrap();
     assert!(after.len() == 4 && after[0].0.1 != after[1].0.1, "momentum moves");
     for ((model, momentum), correct, loss) in &after {
         let mut t = trainer.start(0).unwrap();
         checkpoint::from_bytes(&mut t.model.params, model).unwrap();
         checkpoint::momentum_from_bytes(&t.model.params, &mut t.sgd, momentum).unwrap();
         (t.correct, t.loss) = (correct.clone(), loss.clone());
-        trainer.go_on(0, &labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+        trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
         assert!(saved(&t) == saved(&whole) && t.loss == whole.loss && t.correct == whole.correct);
     }
     // What has settled stays settled.
     let r = Recipe { early_stop: f64::INFINITY, ..r.clone() };
     let trainer = Trainer { recipe: &r, ..trainer };
     let mut t = trainer.start(0).unwrap();
-    trainer.go_on(0, &labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
     assert_eq!(t.loss.len(), 2);
-    trainer.go_on(0, &labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
+    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
 }

@@ -104,7 +104,7 @@ KERNEL bug_uninit(float* y) {
 KERNEL bug_cp_nowait(const float* x, float* y) {
     SHARED(float, s, [128]);
     int t = threadIdx.x;
-    cp_async16(&s[t * 4], x + t * 4, true);
+    cp_async16(shared_at(&s[t * 4]), x + t * 4, true);
     cp_commit();
     __syncthreads();
     for (int i = 0; i < 4; i++) y[t * 4 + i] = s[t * 4 + i];

@@ -64,8 +64,8 @@ KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a,
     float sum[2][4][4] = {};
     auto load = [&](int stage, int k0) {
         for (int i = t; i < 256; i += 128) {
-            cp_async16(&ta[stage][i / 4][i % 4 * 8], a + (size_t)(r0 + i / 4) * k + k0 + i % 4 * 8, true);
-            cp_async16(&tb[stage][i / 8][i % 8 * 8], b + (size_t)(k0 + i / 8) * n + c0 + i % 8 * 8, true);
+            cp_async16(shared_at(&ta[stage][i / 4][i % 4 * 8]), a + (size_t)(r0 + i / 4) * k + k0 + i % 4 * 8, true);
+            cp_async16(shared_at(&tb[stage][i / 8][i % 8 * 8]), b + (size_t)(k0 + i / 8) * n + c0 + i % 8 * 8, true);
         }
         cp_commit();
     };
@@ -81,10 +81,10 @@ KERNEL own_gemm_bf16(float* __restrict__ c, const __nv_bfloat16* __restrict__ a,
         for (int kk = 0; kk < 32; kk += 16) {
             uint32_t fa[2][4], fb[4][2];
             for (int i = 0; i < 2; i++)
-                ldmatrix_x4(fa[i], &ta[stage][wr + i * 16 + lane % 16][kk + lane / 16 * 8]);
+                ldmatrix_x4(fa[i], shared_at(&ta[stage][wr + i * 16 + lane % 16][kk + lane / 16 * 8]));
             for (int j = 0; j < 4; j += 2) {
                 uint32_t r[4];
-                ldmatrix_x4_trans(r, &tb[stage][kk + lane % 16][wc + j * 8 + lane / 16 * 8]);
+                ldmatrix_x4_trans(r, shared_at(&tb[stage][kk + lane % 16][wc + j * 8 + lane / 16 * 8]));
                 fb[j][0] = r[0];
                 fb[j][1] = r[1];
                 fb[j + 1][0] = r[2];

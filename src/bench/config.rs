@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
+use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
 
@@ -174,6 +175,7 @@ impl Config {
                 early_stop: 0.0,
                 crop_pad: augment.crop_pad,
                 flip: augment.flip == data::Flip::Half,
+                precision: Precision::F32,
             },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },

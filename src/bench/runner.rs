@@ -64,7 +64,7 @@ impl Plan {
 }
 
 /// What manifests say of every run of a plan; the method, its configuration and its targets are left to the caller.
-pub(super) fn manifest(plan: &Plan, data: &DeviceData, fingerprint: &str, seed: u64) -> Manifest {
+pub(super) fn manifest(plan: &Plan, config: &Config, data: &DeviceData, fingerprint: &str, seed: u64) -> Manifest {
     let device = &data.device;
     Manifest {
         method: String::new(),
@@ -74,7 +74,7 @@ pub(super) fn manifest(plan: &Plan, data: &DeviceData, fingerprint: &str, seed: 
         seed,
         config: serde_json::Value::Null,
         model: data.spec.model.name(),
-        precision: "f32".into(),
+        precision: config.train.precision.name().into(),
         data_fingerprint: fingerprint.into(),
         device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
         device: device.name(),
@@ -233,7 +233,7 @@ impl Experiment<'_> {
             method: method.into(),
             config,
             targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
-            ..manifest(self.plan, &self.data, &self.fingerprint, seed)
+            ..manifest(self.plan, &self.config, &self.data, &self.fingerprint, seed)
         })
     }
 
@@ -256,8 +256,7 @@ impl Experiment<'_> {
         let mut model = None;
         if finished > 0 {
             chooser.restore(dir.method_state())?;
-            let last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
-            model = Some(with_weights(last, &dir.model()?.unwrap_or_default(), &folder)?);
+            model = Some(self.saved(&dir.model()?.unwrap_or_default(), &folder)?);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
             let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
@@ -342,9 +341,19 @@ impl Experiment<'_> {
         };
         let record = start.rounds().first().ok_or_else(lost)?.clone();
         let timing = start.timing().first().ok_or_else(lost)?.clone();
-        let model = Model::fresh(&self.data, seed, 0)?;
-        let model = with_weights(model, &start.model()?.ok_or_else(lost)?, &folder)?;
+        let model = self.saved(&start.model()?.ok_or_else(lost)?, &folder)?;
         Ok(Done { record, timing, model })
+    }
+
+    /// The model as an earlier start of this run saved it in `folder`.
+    fn saved(&self, bytes: &[u8], folder: &Path) -> Result<Model> {
+        let mut model = Model::fresh(&self.data, 0, 0)?;
+        model.params.set_precision(self.config.train.precision)?;
+        checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
+            path: folder.display().to_string(),
+            why: format!("its model cannot be loaded ({e}); remove this folder to train it again"),
+        })?;
+        Ok(model)
     }
 
     /// The folder of this data set's results.
@@ -409,13 +418,4 @@ impl Experiment<'_> {
         };
         Ok(Done { record, timing, model: fit.model })
     }
-}
-
-/// The model as an earlier start of this run saved it.
-fn with_weights(mut model: Model, bytes: &[u8], folder: &Path) -> Result<Model> {
-    checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
-        path: folder.display().to_string(),
-        why: format!("its model cannot be loaded ({e}); remove this folder to train it again"),
-    })?;
-    Ok(model)
 }

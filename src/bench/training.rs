@@ -127,7 +127,7 @@ impl One<'_> {
             method: METHOD.into(),
             config: settings(&self.config)?,
             targets: vec![self.labelled.len() as u32],
-            ..runner::manifest(self.plan, &self.data, &self.fingerprint, seed)
+            ..runner::manifest(self.plan, &self.config, &self.data, &self.fingerprint, seed)
         };
         let mut dir = EpochDir::open(&folder, &manifest)?;
         let trainer = Trainer {

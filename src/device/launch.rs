@@ -4,9 +4,11 @@
 
 use std::ffi::c_void;
 
+use half::bf16;
+
 use super::Cuda;
 use crate::Result;
-use crate::tensor::Buf;
+use crate::tensor::{Buf, Stored};
 
 /// Grid, threads per block and bytes of dynamic shared memory of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,11 @@ impl Launch {
     /// One thread per element, 256 to a block.
     pub fn elements(n: usize) -> Launch {
         Launch { grid: [n.div_ceil(256) as u32, 1, 1], block: 256, shared: 0 }
+    }
+
+    /// One thread per 16 bytes of `n` elements of type S, 256 to a block.
+    pub fn vectors<S>(n: usize) -> Launch {
+        Launch::elements(n.div_ceil(16 / size_of::<S>()))
     }
 
     /// One warp per row, `block` threads to a block.

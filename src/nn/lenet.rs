@@ -3,7 +3,7 @@
 use super::{Ctx, Layout, Net, Param};
 use crate::Result;
 use crate::ops::{self, Conv, Pool};
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// D of this network.
 const WIDTH: usize = 50;
@@ -33,10 +33,11 @@ impl Net for LeNet {
     fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
         let mut taps = Vec::new();
         let n = x.shape().nhwc("lenet")?[0];
-        let x = ops::conv2d(x, &cx.param(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
+        let x =
+            ops::conv2d(&cx.input(x)?, &cx.weight(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
         cx.tap(&mut taps, &x);
-        let x = ops::conv2d(&x, &cx.param(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())?;
+        let x = ops::conv2d(&x, &cx.weight(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())?;
         let x = match cx.dropout(0) {
             Some(rng) => ops::dropout_channels(&x, 0.5, rng, cx.clock)?,
             None => x,
@@ -44,7 +45,8 @@ impl Net for LeNet {
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
         cx.tap(&mut taps, &x);
         let flat = x.len() / n.max(1);
-        let x = ops::linear(&x.reshape([n, flat])?, &cx.param(self.fc1[0])?, Some(&cx.param(self.fc1[1])?))?;
+        let x = ops::cast(&x.reshape([n, flat])?, Dtype::F32)?;
+        let x = ops::linear(&x, &cx.param(self.fc1[0])?, Some(&cx.param(self.fc1[1])?))?;
         Ok((ops::relu(&x)?, taps))
     }
 

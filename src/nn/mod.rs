@@ -7,13 +7,16 @@ pub mod resnet;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use half::bf16;
+use serde::{Deserialize, Serialize};
+
 use crate::Result;
 use crate::autograd::Leaf;
 use crate::clock::Clock;
 use crate::device::Device;
-use crate::ops::{self, BatchStats, Then};
+use crate::ops::{self, BatchStats, ChunkSums, Then};
 use crate::rng::Rng;
-use crate::tensor::{Buf, Shape, Storage, Tensor};
+use crate::tensor::{Buf, Dtype, Shape, Storage, Tensor};
 
 /// Index of a parameter; layers hold these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +55,41 @@ impl Slot {
     }
 }
 
+/// What activations and their gradients are stored as. Weights, statistics, softmax, losses and scores are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits; convolutions run on tensor cores, with f32 sums.
+    Bf16,
+}
+
+impl Precision {
+    /// What manifests call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// The type of activations.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+        }
+    }
+}
+
 /// All parameters of a network in one flat f32 arena, and its running statistics in another.
 pub struct Params {
     slots: Vec<Slot>,
     arena: Buf<f32>,
+    /// The parameters rounded, for products in bf16.
+    low: Option<Buf<bf16>>,
     stats: Vec<Slot>,
     running: Buf<f32>,
     device: Device,
@@ -70,16 +104,19 @@ pub struct Layout {
     stats: Vec<Slot>,
 }
 
-/// Appends a slot. Slots start at multiples of four floats, so that kernels may load 16 bytes.
+/// Slots start at multiples of eight, so that kernels may load 16 bytes of f32 and of bf16.
+const ALIGN: usize = 8;
+
+/// Appends a slot.
 fn push(slots: &mut Vec<Slot>, name: &str, shape: Shape, start: Start) -> usize {
-    let offset = slots.last().map_or(0, |s| s.range().end.next_multiple_of(4));
+    let offset = slots.last().map_or(0, |s| s.range().end.next_multiple_of(ALIGN));
     slots.push(Slot { name: name.into(), shape, start, flat: None, offset });
     slots.len() - 1
 }
 
 /// The first values of all slots, on the host, so that every device starts from the same bytes.
 fn first_values(slots: &[Slot], rng: Rng) -> Vec<f32> {
-    let mut host = vec![0.0f32; slots.last().map_or(0, |s| s.range().end.next_multiple_of(4))];
+    let mut host = vec![0.0f32; slots.last().map_or(0, |s| s.range().end.next_multiple_of(ALIGN))];
     for (i, s) in slots.iter().enumerate() {
         let to = &mut host[s.range()];
         match s.start {
@@ -143,7 +180,7 @@ impl Layout {
         let arena = Buf::from_host(device, &first_values(&self.slots, rng))?;
         let running = Buf::from_host(device, &first_values(&self.stats, rng))?;
         let (slots, stats, device) = (self.slots, self.stats, device.clone());
-        Ok(Params { slots, arena, stats, running, device, set, generation: 0 })
+        Ok(Params { slots, arena, low: None, stats, running, device, set, generation: 0 })
     }
 }
 
@@ -161,11 +198,13 @@ const MOMENTUM: f32 = 0.1;
 impl Norm {
     /// Normalises x (…, C): with the statistics of the batch, which are kept for [`Params::absorb`], in training; with
     /// the running ones otherwise.
-    pub fn apply(&self, x: &Tensor, then: Then, cx: &Ctx) -> Result<Tensor> {
+    ///
+    /// `sums`: what the convolution that made x knows of it.
+    pub fn apply(&self, x: &Tensor, sums: Option<ChunkSums>, then: Then, cx: &Ctx) -> Result<Tensor> {
         let (gamma, beta) = (cx.param(self.gamma)?, cx.param(self.beta)?);
         match cx.mode {
             Mode::Train => {
-                let (y, stats) = ops::batch_norm(x, &gamma, &beta, EPS, then)?;
+                let (y, stats) = ops::batch_norm(x, sums, &gamma, &beta, EPS, then)?;
                 cx.seen.borrow_mut().extend([(self.mean, stats.mean), (self.var, stats.var)]);
                 Ok(y)
             }
@@ -181,9 +220,43 @@ impl Params {
     /// The parameter as a tensor, the start of a graph.
     pub fn tensor(&self, p: Param) -> Result<Tensor> {
         let s = &self.slots[p.0];
-        let buf = self.arena.window(s.offset, s.shape.len())?;
+        Ok(self.leaf(p, Storage::F32(self.arena.window(s.offset, s.shape.len())?)))
+    }
+
+    /// The parameter in the precision of the run, for a product. Its gradient is f32, as that of the parameter.
+    fn rounded(&self, p: Param) -> Result<Tensor> {
+        let s = &self.slots[p.0];
+        match &self.low {
+            Some(low) => Ok(self.leaf(p, Storage::Bf16(low.window(s.offset, s.shape.len())?))),
+            None => self.tensor(p),
+        }
+    }
+
+    fn leaf(&self, p: Param, data: Storage) -> Tensor {
         let leaf = Leaf { set: self.set, index: p.0, generation: self.generation };
-        Ok(Tensor::build(s.shape.clone(), Storage::F32(buf), self.device.clone(), true, None, Some(leaf)))
+        Tensor::build(self.slots[p.0].shape.clone(), data, self.device.clone(), true, None, Some(leaf))
+    }
+
+    /// Chooses what products with these parameters run in; f32 at first.
+    pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        self.low = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(Buf::stale(&self.device, self.arena.len())?),
+        };
+        self.round()
+    }
+
+    /// What products with these parameters run in.
+    pub fn precision(&self) -> Precision {
+        if self.low.is_some() { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Brings the rounded copy up to date. Whoever moves the arena calls it.
+    pub(crate) fn round(&mut self) -> Result<()> {
+        match &mut self.low {
+            Some(low) => ops::narrow_into(low, &self.arena, &self.device),
+            None => Ok(()),
+        }
     }
 
     /// A running statistic, a constant.
@@ -237,7 +310,8 @@ impl Params {
     pub fn load(&mut self, mut value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
         self.generation += 1;
         fill(&self.slots, &mut self.arena, &self.device, &mut value)?;
-        fill(&self.stats, &mut self.running, &self.device, &mut value)
+        fill(&self.stats, &mut self.running, &self.device, &mut value)?;
+        self.round()
     }
 
     pub(crate) fn set(&self) -> u64 {
@@ -249,7 +323,8 @@ impl Params {
         self.generation
     }
 
-    /// The arena, to move the parameters; graphs built before are stale from here on.
+    /// The arena, to move the parameters, and then to call [`Params::round`]; graphs built before are stale from here
+    /// on.
     pub(crate) fn arena_mut(&mut self) -> &mut Buf<f32> {
         self.generation += 1;
         &mut self.arena
@@ -317,6 +392,17 @@ impl<'a> Ctx<'a> {
     pub fn param(&self, p: Param) -> Result<Tensor> {
         let t = self.params.tensor(p)?;
         Ok(if self.mode == Mode::Train { t } else { t.detach() })
+    }
+
+    /// The tensor of a weight in the precision of the run, for a product.
+    pub fn weight(&self, p: Param) -> Result<Tensor> {
+        let t = self.params.rounded(p)?;
+        Ok(if self.mode == Mode::Train { t } else { t.detach() })
+    }
+
+    /// Images in the precision of the run.
+    pub fn input(&self, x: &Tensor) -> Result<Tensor> {
+        ops::cast(x, self.params.precision().dtype())
     }
 
     /// The stream of a layer's dropout; none where dropout is off.

@@ -3,7 +3,7 @@
 
 use super::{Ctx, Layout, Mode, Net, Norm, Param};
 use crate::ops::{self, Conv, Then};
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 use crate::{Error, Result};
 
 /// Probability of dropout on h in query-time passes with dropout; there is none in training.
@@ -74,7 +74,12 @@ impl ResNet18 {
 
 /// Convolution without bias, then normalisation.
 fn conv_norm(x: &Tensor, (w, norm): &(Param, Norm), conv: Conv, then: Then, cx: &Ctx) -> Result<Tensor> {
-    norm.apply(&ops::conv2d(x, &cx.param(*w)?, None, conv)?, then, cx)
+    let w = cx.weight(*w)?;
+    if cx.mode != Mode::Train {
+        return norm.apply(&ops::conv2d(x, &w, None, conv)?, None, then, cx);
+    }
+    let (y, sums) = ops::conv2d_with_sums(x, &w, conv)?;
+    norm.apply(&y, sums, then, cx)
 }
 
 const RELU: Then = Then { residual: None, relu: true };
@@ -95,14 +100,14 @@ impl Net for ResNet18 {
     fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
         let mut taps = Vec::new();
         let n = x.shape().nhwc("resnet18")?[0];
-        let mut x = conv_norm(x, &self.stem, Conv { stride: 1, pad: 1 }, RELU, cx)?;
+        let mut x = conv_norm(&cx.input(x)?, &self.stem, Conv { stride: 1, pad: 1 }, RELU, cx)?;
         for stage in self.blocks.chunks(2) {
             for block in stage {
                 x = block.forward(&x, cx)?;
             }
             cx.tap(&mut taps, &x);
         }
-        Ok((ops::avg_pool2d(&x, self.pool)?.reshape([n, self.embedding])?, taps))
+        Ok((ops::avg_pool2d(&ops::cast(&x, Dtype::F32)?, self.pool)?.reshape([n, self.embedding])?, taps))
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {

@@ -5,13 +5,14 @@
 //! image is flipped. dy, dx in [−pad, pad] are words 0 and 1 of block `id` of the crop stream, the flip is word 0 of
 //! block `id` of the flip stream: they depend on (seed, round, epoch, pool id), never on the place in the batch.
 
+use super::cast;
 use super::rows::{batch, check_ids};
 use crate::clock::{Clock, Word};
 use crate::data::Flip;
 use crate::device::{Device, Launch, cpu as threads, launch};
 use crate::rng::{Purpose, Rng, threshold};
 use crate::tensor::{Dtype, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Result, on_stored};
 
 /// How images are seen: crop, flip, normalisation.
 pub struct View {
@@ -23,6 +24,7 @@ pub struct View {
     norm: Tensor,
     /// (256, C): what becomes of each byte; for the CPU.
     table: Vec<f32>,
+    dtype: Dtype,
 }
 
 impl View {
@@ -60,7 +62,13 @@ impl View {
             flip_rng: rng.at(Purpose::Flip, round, 0),
             norm: Tensor::new(device, [norm.len()], &norm)?,
             table,
+            dtype: Dtype::F32,
         })
+    }
+
+    /// Batches stored as `dtype`: f32, which is what they are otherwise, or bf16.
+    pub fn stored_as(self, dtype: Dtype) -> View {
+        View { dtype, ..self }
     }
 
     /// The word below which an image is flipped.
@@ -72,7 +80,7 @@ impl View {
     }
 }
 
-/// The batch of `n` images at the clock's offset in `order` (u32): pixels u8 (N, H, W, C) → f32 (n, H, W, C). An id
+/// The batch of `n` images at the clock's offset in `order` (u32): pixels u8 (N, H, W, C) → (n, H, W, C). An id
 /// or a position that does not exist is an error on the CPU and NaN on a device, which stops the run.
 pub fn gather_images(pixels: &Tensor, order: &Tensor, clock: &Clock, n: usize, view: &View) -> Result<Tensor> {
     let op = "gather_images";
@@ -80,25 +88,26 @@ pub fn gather_images(pixels: &Tensor, order: &Tensor, clock: &Clock, n: usize, v
     if view.norm.len() != 2 * c {
         return Err(pixels.shape().refuse(op, format!("images with {} channels, as the view", view.norm.len() / 2)));
     }
-    let mut y = Tensor::stale(pixels.device(), [n, h, w, c], Dtype::F32)?;
+    let on_cpu = pixels.device().is_cpu();
+    let mut y = Tensor::stale(pixels.device(), [n, h, w, c], if on_cpu { Dtype::F32 } else { view.dtype })?;
     match pixels.device() {
         Device::Cpu => {
             let ids = batch(op, order.host(op)?, clock, n)?;
             check_ids(op, ids, total)?;
             cpu::gather(y.host_mut(op)?, pixels.host(op)?, ids, [h, w, c], view, clock.host(Word::Epoch)?);
         }
-        Device::Cuda(cuda) => {
-            let (l, words, y) = (Launch::elements(n * h * w * c), &clock.words(), y.buf_mut(op)?);
+        Device::Cuda(cuda) => on_stored!(op, y, S => {
+            let (l, words, y) = (Launch::elements(n * h * w * c), &clock.words(), y.buf_mut::<S>(op)?);
             let (pixels, len, order) = (pixels.buf(op)?, order.len() as i32, order.buf(op)?);
             let [n, h, w, c, pad] = [n, h, w, c, view.crop_pad].map(|v| v as i32);
             let ([lo, hi, crop, round], [_, _, flip, _]) = (view.crop_rng.words(), view.flip_rng.words());
             let (norm, total, below) = (view.norm.buf(op)?, total as u32, view.flip_below());
-            launch::gather_images_f32(
+            launch::gather_images(
                 cuda, l, y, pixels, order, words, norm, n, h, w, c, len, total, pad, below, lo, hi, crop, flip, round,
-            )?;
-        }
+            )
+        })?,
     }
-    Ok(y)
+    cast(&y, view.dtype)
 }
 
 mod cpu {

@@ -7,10 +7,10 @@
 //! Backward, with dz = dy where relu did not cut (else 0) and x̂ = (x − μ) σ⁻¹: dβ = Σ dz, dγ = Σ dz x̂, dr = dz,
 //! dx = γ σ⁻¹ (dz − (dβ + x̂ dγ) / M); without the last two terms in evaluation.
 
-use super::{Arg, Case};
-use crate::device::{Device, Launch, launch};
+use super::{Arg, Case, cast};
+use crate::device::{Cuda, Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
-use crate::{Result, on_real};
+use crate::{Result, on_real, on_stored};
 
 const OP: &str = "batch_norm";
 
@@ -26,6 +26,14 @@ pub struct Then<'a> {
     pub relu: bool,
 }
 
+impl Then<'_> {
+    /// Calls `f` with the residual as f32.
+    fn widened<R>(self, f: impl FnOnce(Then) -> Result<R>) -> Result<R> {
+        let residual = self.residual.map(|r| cast(r, Dtype::F32)).transpose()?;
+        f(Then { residual: residual.as_ref(), relu: self.relu })
+    }
+}
+
 /// Statistics of one batch, for the running ones.
 pub struct BatchStats {
     /// μ (C)
@@ -34,13 +42,33 @@ pub struct BatchStats {
     pub var: Tensor,
 }
 
-/// Normalises with the statistics of the batch and returns them: x (…, C), γ, β (C).
-pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32, then: Then) -> Result<(Tensor, BatchStats)> {
+/// Sums over the channels of chunks of rows, which a convolution leaves behind for the normalisation of its result:
+/// for each chunk Σ x, then Σ (x − its own mean)².
+pub struct ChunkSums {
+    /// (chunks, 2, C)
+    pub(super) part: Buf<f32>,
+    /// Rows of a chunk; the last one may be shorter.
+    pub(super) rows: usize,
+}
+
+/// Normalises with the statistics of the batch and returns them: x (…, C), γ, β (C). `sums`: those of x, if known.
+pub fn batch_norm(
+    x: &Tensor,
+    sums: Option<ChunkSums>,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f32,
+    then: Then,
+) -> Result<(Tensor, BatchStats)> {
     check(x, [gamma, beta], then)?;
     if x.is_empty() {
         return Err(x.shape().refuse(OP, "at least one row: an empty batch has no statistics"));
     }
-    let (moments, var) = moments(x, eps)?;
+    if x.is_rounded() {
+        let (y, stats) = then.widened(|then| batch_norm(&cast(x, Dtype::F32)?, None, gamma, beta, eps, then))?;
+        return Ok((cast(&y, Dtype::Bf16)?, stats));
+    }
+    let (moments, var) = moments(x, sums, eps)?;
     let mean = moments.mean.clone();
     Ok((normalise(x, gamma, beta, moments, then, true)?, BatchStats { mean, var }))
 }
@@ -56,6 +84,10 @@ pub fn batch_norm_eval(
 ) -> Result<Tensor> {
     check(x, [gamma, beta], then)?;
     check(x, [&stats.mean, &stats.var], then)?;
+    if x.is_rounded() {
+        let y = then.widened(|then| batch_norm_eval(&cast(x, Dtype::F32)?, gamma, beta, stats, eps, then))?;
+        return cast(&y, Dtype::Bf16);
+    }
     let moments = Moments { mean: stats.mean.detach(), rstd: rstd(&stats.var, eps)? };
     normalise(x, gamma, beta, moments, then, false)
 }
@@ -101,9 +133,10 @@ struct Moments {
 }
 
 /// μ and σ⁻¹ of x, and its unbiased variance.
-fn moments(x: &Tensor, eps: f32) -> Result<(Moments, Tensor)> {
+fn moments(x: &Tensor, sums: Option<ChunkSums>, eps: f32) -> Result<(Moments, Tensor)> {
     let (m, c) = x.shape().rows(OP)?;
-    let [mut mean, mut rstd, mut var] = [x.stale_like([c])?, x.stale_like([c])?, x.stale_like([c])?];
+    let of_channels = || Tensor::stale(x.device(), [c], x.sum_dtype());
+    let [mut mean, mut rstd, mut var] = [of_channels()?, of_channels()?, of_channels()?];
     match x.device() {
         Device::Cpu if x.dtype() == Dtype::F32 => {
             let (mean, rstd, var) = (mean.host_mut(OP)?, rstd.host_mut(OP)?, var.host_mut(OP)?);
@@ -115,17 +148,49 @@ fn moments(x: &Tensor, eps: f32) -> Result<(Moments, Tensor)> {
             Ok(())
         })?,
         Device::Cuda(cuda) => {
-            let chunks = m.div_ceil(ROWS);
-            let mut part: Buf<f32> = Buf::stale(x.device(), chunks * 2 * c)?;
-            let (x, mi, ci) = (x.buf(OP)?, m as i32, c as i32);
-            let l = Launch::grid(chunks, c.div_ceil(256), 1, 256);
-            launch::batch_norm_stats_part_f32(cuda, l, &mut part, x, mi, ci)?;
+            let ChunkSums { part, rows } = match sums {
+                Some(s) => s,
+                None => chunk_sums(cuda, x)?,
+            };
             let (mean, rstd, var) = (mean.buf_mut(OP)?, rstd.buf_mut(OP)?, var.buf_mut(OP)?);
-            let l = Launch::warps(c, 256);
-            launch::batch_norm_stats_last_f32(cuda, l, mean, rstd, var, &part, x, mi, ci, chunks as i32, eps)?;
+            let (l, chunks) = (fold_launch(c), m.div_ceil(rows) as i32);
+            launch::batch_norm_stats_last_f32(
+                cuda,
+                l,
+                mean,
+                rstd,
+                var,
+                &part,
+                m as i32,
+                c as i32,
+                chunks,
+                rows as i32,
+                eps,
+            )?;
         }
     }
     Ok((Moments { mean, rstd }, var))
+}
+
+fn chunk_sums(cuda: &Cuda, x: &Tensor) -> Result<ChunkSums> {
+    let (m, c) = x.shape().rows(OP)?;
+    let chunks = m.div_ceil(ROWS);
+    let mut part = Buf::stale(x.device(), chunks * 2 * c)?;
+    let l = over_rows(m, c, Some(ROWS));
+    on_stored!(OP, x, S => launch::batch_norm_stats_part(cuda, l, &mut part, x.buf::<S>(OP)?, m as i32, c as i32))?;
+    Ok(ChunkSums { part, rows: ROWS })
+}
+
+/// A block for `rows` rows, or for as many as eight to a thread make, and for 256 threads' columns.
+fn over_rows(m: usize, c: usize, rows: Option<usize>) -> Launch {
+    let each = if c.is_multiple_of(4) { 4 } else { 1 };
+    let width = (c / each).clamp(1, 256);
+    Launch::grid(m.div_ceil(rows.unwrap_or(256 / width * 8)), c.div_ceil(width * each), 1, 256)
+}
+
+/// For the kernels that add up chunks: up to 32 columns to a block.
+fn fold_launch(c: usize) -> Launch {
+    Launch::grid(c.div_ceil(c.clamp(1, 32)), 1, 1, 1024)
 }
 
 /// 1 / √(var + ε)
@@ -176,7 +241,7 @@ fn normalise(
 }
 
 fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, moments: &Moments, then: Then) -> Result<Tensor> {
-    let (n, (_, c)) = (x.len(), x.shape().rows(OP)?);
+    let (m, c) = x.shape().rows(OP)?;
     let mut y = x.stale_like(x.shape().clone())?;
     let Moments { mean, rstd } = moments;
     match x.device() {
@@ -191,13 +256,13 @@ fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, moments: &Moments, then: T
             cpu::forward(y.host_mut::<T>(OP)?, x.host::<T>(OP)?, of_channels, r, then.relu);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
-            let x = x.buf(OP)?;
+        Device::Cuda(cuda) => on_stored!(OP, x, S => {
+            let x = x.buf::<S>(OP)?;
             let (on, r) = (i32::from(then.residual.is_some()), then.residual.map_or(Ok(x), |t| t.buf(OP))?);
             let (mean, rstd, gamma, beta) = (mean.buf(OP)?, rstd.buf(OP)?, gamma.buf(OP)?, beta.buf(OP)?);
-            let (l, y, relu) = (Launch::elements(n.div_ceil(4)), y.buf_mut(OP)?, i32::from(then.relu));
-            launch::batch_norm_fwd_f32(cuda, l, y, x, mean, rstd, gamma, beta, r, n as i32, c as i32, relu, on)?;
-        }
+            let (l, y, relu) = (over_rows(m, c, None), y.buf_mut(OP)?, i32::from(then.relu));
+            launch::batch_norm_fwd(cuda, l, y, x, mean, rstd, gamma, beta, r, m as i32, c as i32, relu, on)
+        })?,
     }
     Ok(y)
 }
@@ -205,7 +270,8 @@ fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, moments: &Moments, then: T
 /// dγ and dβ.
 fn sums(dy: &Tensor, y: Option<&Tensor>, x: &Tensor, moments: &Moments) -> Result<(Tensor, Tensor)> {
     let (m, c) = x.shape().rows(OP)?;
-    let [mut dgamma, mut dbeta] = [x.stale_like([c])?, x.stale_like([c])?];
+    let of_channels = || Tensor::stale(x.device(), [c], x.sum_dtype());
+    let [mut dgamma, mut dbeta] = [of_channels()?, of_channels()?];
     let Moments { mean, rstd } = moments;
     match x.device() {
         Device::Cpu if x.dtype() == Dtype::F32 => {
@@ -222,13 +288,15 @@ fn sums(dy: &Tensor, y: Option<&Tensor>, x: &Tensor, moments: &Moments) -> Resul
         Device::Cuda(cuda) => {
             let chunks = m.div_ceil(ROWS);
             let mut part: Buf<f32> = Buf::stale(x.device(), chunks * 2 * c)?;
-            let (x, dy, mi, ci) = (x.buf(OP)?, dy.buf(OP)?, m as i32, c as i32);
-            let (on, y) = (i32::from(y.is_some()), y.map_or(Ok(dy), |t| t.buf(OP))?);
-            let l = Launch::grid(chunks, c.div_ceil(256), 1, 256);
-            let (mean, rstd) = (mean.buf(OP)?, rstd.buf(OP)?);
-            launch::batch_norm_bwd_part_f32(cuda, l, &mut part, dy, y, x, mean, rstd, mi, ci, on)?;
+            on_stored!(OP, x, S => {
+                let (x, dy, mi, ci) = (x.buf::<S>(OP)?, dy.buf(OP)?, m as i32, c as i32);
+                let (on, y) = (i32::from(y.is_some()), y.map_or(Ok(dy), |t| t.buf(OP))?);
+                let l = over_rows(m, c, Some(ROWS));
+                let (mean, rstd) = (mean.buf(OP)?, rstd.buf(OP)?);
+                launch::batch_norm_bwd_part(cuda, l, &mut part, dy, y, x, mean, rstd, mi, ci, on)
+            })?;
             let (dg, db) = (dgamma.buf_mut(OP)?, dbeta.buf_mut(OP)?);
-            launch::batch_norm_bwd_last_f32(cuda, Launch::warps(c, 256), dg, db, &part, chunks as i32, ci)?;
+            launch::batch_norm_bwd_last_f32(cuda, fold_launch(c), dg, db, &part, chunks as i32, c as i32)?;
         }
     }
     Ok((dgamma, dbeta))
@@ -248,7 +316,7 @@ struct Grad<'a> {
 
 /// dx, and dz if it is wanted. `inverse` is 1 / M, or 0 where the statistics are constants.
 fn backward(g: &Grad, inverse: f64, wants_dz: bool) -> Result<(Tensor, Option<Tensor>)> {
-    let (n, (_, c)) = (g.x.len(), g.x.shape().rows(OP)?);
+    let (m, c) = g.x.shape().rows(OP)?;
     let mut dx = g.x.stale_like(g.x.shape().clone())?;
     let mut dz = if wants_dz { Some(g.x.stale_like(g.x.shape().clone())?) } else { None };
     let of_channels = [&g.moments.mean, &g.moments.rstd, g.gamma, g.dgamma, g.dbeta];
@@ -272,19 +340,19 @@ fn backward(g: &Grad, inverse: f64, wants_dz: bool) -> Result<(Tensor, Option<Te
             cpu::backward(dx.host_mut::<T>(OP)?, dz, g.dy.host::<T>(OP)?, y, g.x.host::<T>(OP)?, a, inverse);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
-            let (dy, x, dx) = (g.dy.buf(OP)?, g.x.buf(OP)?, dx.buf_mut(OP)?);
+        Device::Cuda(cuda) => on_stored!(OP, g.x, S => {
+            let (dy, x, dx) = (g.dy.buf::<S>(OP)?, g.x.buf(OP)?, dx.buf_mut(OP)?);
             let (relu, y) = (i32::from(g.y.is_some()), g.y.map_or(Ok(dy), |t| t.buf(OP))?);
-            let mut unused: Buf<f32> = Buf::stale(g.x.device(), 1)?;
+            let mut unused: Buf<S> = Buf::stale(g.x.device(), 1)?;
             let (on, dz) = match dz.as_mut() {
                 Some(t) => (1, t.buf_mut(OP)?),
                 None => (0, &mut unused),
             };
             let [mean, rstd, gamma, dg, db] = of_channels;
             let (mean, rstd, gamma, dg, db) = (mean.buf(OP)?, rstd.buf(OP)?, gamma.buf(OP)?, dg.buf(OP)?, db.buf(OP)?);
-            let (l, n, c, inverse) = (Launch::elements(n), n as i32, c as i32, inverse as f32);
-            launch::batch_norm_bwd_f32(cuda, l, dx, dz, dy, y, x, mean, rstd, gamma, dg, db, n, c, inverse, relu, on)?;
-        }
+            let (l, m, c, inverse) = (over_rows(m, c, None), m as i32, c as i32, inverse as f32);
+            launch::batch_norm_bwd(cuda, l, dx, dz, dy, y, x, mean, rstd, gamma, dg, db, m, c, inverse, relu, on)
+        })?,
     }
     Ok((dx, dz))
 }
@@ -572,7 +640,7 @@ const EPS: f32 = 1e-5;
 
 /// Training, with everything `then` that the inputs allow: x, γ, β (, residual).
 fn train(x: &[Tensor], relu: bool) -> Result<Tensor> {
-    Ok(batch_norm(&x[0], &x[1], &x[2], EPS, Then { residual: x.get(3), relu })?.0)
+    Ok(batch_norm(&x[0], None, &x[1], &x[2], EPS, Then { residual: x.get(3), relu })?.0)
 }
 
 /// Evaluation: x, γ, β, mean, var (, residual).
@@ -658,7 +726,7 @@ mod tests {
         let x: Vec<f32> = (0..600).map(|i| 1000.0 + (i % 3) as f32 * 0.5 + (i % 2) as f32).collect();
         let t = Tensor::new(&Device::Cpu, [200, 3], &x).unwrap();
         let one = Tensor::new(&Device::Cpu, [3], &[1.0f32; 3]).unwrap();
-        let (y, stats) = batch_norm(&t, &one, &one, EPS, Then::default()).unwrap();
+        let (y, stats) = batch_norm(&t, None, &one, &one, EPS, Then::default()).unwrap();
         let (mean, var) = (stats.mean.to_vec::<f32>().unwrap(), stats.var.to_vec::<f32>().unwrap());
         for j in 0..3 {
             assert!((f64::from(mean[j]) - (1000.5 + 0.5 * j as f64)).abs() < 1e-3, "{mean:?}");
@@ -682,9 +750,9 @@ mod tests {
     fn wrong_shapes_are_refused() {
         let t = |s: &[usize]| Tensor::zeros(&Device::Cpu, s, Dtype::F32).unwrap();
         let c = t(&[3]);
-        assert!(batch_norm(&t(&[2, 3]), &c, &t(&[2]), EPS, Then::default()).is_err());
-        assert!(batch_norm(&t(&[0, 3]), &c, &c, EPS, Then::default()).is_err());
+        assert!(batch_norm(&t(&[2, 3]), None, &c, &t(&[2]), EPS, Then::default()).is_err());
+        assert!(batch_norm(&t(&[0, 3]), None, &c, &c, EPS, Then::default()).is_err());
         let r = t(&[3, 3]);
-        assert!(batch_norm(&t(&[2, 3]), &c, &c, EPS, Then { residual: Some(&r), relu: false }).is_err());
+        assert!(batch_norm(&t(&[2, 3]), None, &c, &c, EPS, Then { residual: Some(&r), relu: false }).is_err());
     }
 }

@@ -8,7 +8,7 @@
 //! with the roles swapped.
 
 use super::matmul::{TILE_ROWS, tile_cols};
-use super::{Arg, Case, longest, sum_rows};
+use super::{Arg, Case, ChunkSums, cast, longest, sum_rows, widen_weights};
 use crate::device::microkernel::{self as fast, Geometry};
 use crate::device::{Cuda, Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
@@ -32,24 +32,55 @@ impl Default for Conv {
 
 const OP: &str = "conv2d";
 
-/// x (N, H, W, C), w (K, R, S, C), b (K) → (N, P, Q, K).
+/// Rows and columns of a filter in bf16: the kernels keep which of them lie inside of the image in 15 bits.
+const MAX_TAPS: usize = 15;
+
+/// x (N, H, W, C), w (K, R, S, C), b (K) → (N, P, Q, K). x and w are of one type; for bf16 the bias and the gradients
+/// of w and b are f32.
 pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
+    Ok(convolve(x, w, b, conv, false)?.0)
+}
+
+/// The same without bias, and what the normalisation of the result wants to know about it, where that comes at no
+/// cost.
+pub fn conv2d_with_sums(x: &Tensor, w: &Tensor, conv: Conv) -> Result<(Tensor, Option<ChunkSums>)> {
+    convolve(x, w, None, conv, true)
+}
+
+fn convolve(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    conv: Conv,
+    with_sums: bool,
+) -> Result<(Tensor, Option<ChunkSums>)> {
     let (n, g) = geometry(x.dims(), w, conv)?;
     if let Some(b) = b.filter(|b| b.dims() != [g.k]) {
         return Err(b.shape().refuse(OP, format!("a bias of ({})", g.k)));
     }
-    let y = forward(x, w, b, n, &g)?;
+    if x.dtype() == Dtype::Bf16 && g.r.max(g.s) > MAX_TAPS {
+        return Err(w.shape().refuse(OP, format!("filters of at most {MAX_TAPS} x {MAX_TAPS} in bf16; use f32")));
+    }
+    if x.is_rounded() {
+        let y = conv2d(&cast(x, Dtype::F32)?, &widen_weights(w)?, b, conv)?;
+        return Ok((cast(&y, Dtype::Bf16)?, None));
+    }
+    let (y, sums) = match (x.device(), x.dtype()) {
+        (Device::Cuda(cuda), Dtype::Bf16) => tensor::forward(cuda, x, w, b, n, &g, with_sums)?,
+        _ => (forward(x, w, b, n, &g)?, None),
+    };
     let (sx, sw) = (x.detach(), w.detach());
     let inputs: Vec<&Tensor> = [x, w].into_iter().chain(b).collect();
     let bias = b.is_some();
-    Ok(y.with_grad(OP, &inputs, move |dy, need| {
+    let y = y.with_grad(OP, &inputs, move |dy, need| {
         let dx = need.then(0, || dgrad(dy, &sw, n, &g))?;
         let mut grads = vec![dx, need.then(1, || wgrad(dy, &sx, n, &g))?];
         if bias {
             grads.push(need.then(2, || sum_rows(&dy.detach().reshape([n * g.p * g.q, g.k])?))?);
         }
         Ok(grads)
-    }))
+    });
+    Ok((y, sums))
 }
 
 /// The gradient of a convolution's input: dy (N, P, Q, K), w (K, R, S, C) → (N, H, W, C) = `x_dims`.
@@ -57,6 +88,9 @@ pub fn conv2d_dgrad(dy: &Tensor, w: &Tensor, x_dims: [usize; 4], conv: Conv) -> 
     let (n, g) = geometry(&x_dims, w, conv)?;
     if dy.dims() != [n, g.p, g.q, g.k] {
         return Err(dy.shape().refuse("conv2d_dgrad", format!("({n}, {}, {}, {})", g.p, g.q, g.k)));
+    }
+    if dy.is_rounded() {
+        return cast(&dgrad(&cast(dy, Dtype::F32)?, &cast(w, Dtype::F32)?, n, &g)?, Dtype::Bf16);
     }
     dgrad(dy, w, n, &g)
 }
@@ -109,6 +143,7 @@ fn dgrad(dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
             cpu::dgrad(dx.host_mut::<T>(OP)?, dy.host::<T>(OP)?, w.host::<T>(OP)?, n, g);
             Ok(())
         })?,
+        Device::Cuda(cuda) if dy.dtype() == Dtype::Bf16 => return tensor::dgrad(cuda, dy, w, n, g),
         Device::Cuda(cuda) => {
             let l = Launch::grid(g.c.div_ceil(tile_cols(g.c)), (n * g.h * g.w).div_ceil(TILE_ROWS), 1, 256);
             let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
@@ -120,7 +155,7 @@ fn dgrad(dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
 }
 
 fn wgrad(dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
-    let mut dw = dy.stale_like([g.k, g.r, g.s, g.c])?;
+    let mut dw = Tensor::stale(dy.device(), [g.k, g.r, g.s, g.c], dy.sum_dtype())?;
     match dy.device() {
         Device::Cpu if dy.dtype() == Dtype::F32 => {
             fast::conv_wgrad(dw.host_mut(OP)?, dy.host(OP)?, x.host(OP)?, g);
@@ -129,6 +164,7 @@ fn wgrad(dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
             cpu::wgrad(dw.host_mut::<T>(OP)?, dy.host::<T>(OP)?, x.host::<T>(OP)?, n, g);
             Ok(())
         })?,
+        Device::Cuda(cuda) if dy.dtype() == Dtype::Bf16 => tensor::wgrad(cuda, dw.buf_mut(OP)?, dy, x, n, g)?,
         Device::Cuda(cuda) => wgrad_cuda(cuda, dw.buf_mut(OP)?, dy, x, n, g)?,
     }
     Ok(dw)
@@ -153,6 +189,108 @@ fn wgrad_cuda(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize,
 
 fn ints(g: &Geometry) -> [i32; 10] {
     [g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q, g.stride, g.pad].map(|v| v as i32)
+}
+
+/// bf16 on tensor cores: `kernels/conv2d_tensor.cu`.
+mod tensor {
+    use half::bf16;
+
+    use super::{Buf, ChunkSums, Cuda, Geometry, Launch, OP, Result, Tensor, ints, launch};
+
+    /// Columns of a block in the kernels' variants, in their order.
+    const COLUMNS: [usize; 4] = [16, 32, 64, 128];
+    /// Rows of a block of the forward pass and the gradient of the input.
+    const ROWS: usize = 128;
+    /// Threads of a block.
+    const THREADS: u32 = 128;
+    /// A grid of fewer blocks is made of narrower ones: about the multiprocessors of a large GPU. The sums are the
+    /// same for all widths, so nothing but speed depends on it.
+    const ENOUGH_BLOCKS: usize = 100;
+    /// Blocks a weight gradient is cut into, about: two for each multiprocessor of a large GPU, since each writes as
+    /// much as the whole gradient. Fixed, because the cut decides the order of the sum.
+    const WGRAD_BLOCKS: usize = 264;
+
+    /// The variant for `cols` columns of `rows` blocks, and the launch.
+    fn tiles(cols: usize, rows: usize, z: usize) -> (usize, Launch) {
+        let mut v = COLUMNS.iter().position(|c| *c >= cols).unwrap_or(3);
+        while v > 1 && cols.div_ceil(COLUMNS[v]) * rows * z < ENOUGH_BLOCKS {
+            v -= 1;
+        }
+        (v, Launch::grid(cols.div_ceil(COLUMNS[v]), rows, z, THREADS).with_shared(shared(ROWS, COLUMNS[v])))
+    }
+
+    /// Bytes of shared memory: three stages of 64 of the depth.
+    fn shared(rows: usize, cols: usize) -> usize {
+        3 * 64 * (rows + cols) * 2
+    }
+
+    /// `x` with its channels filled up with zeros to a multiple of eight, which 16-byte copies want.
+    fn padded(cuda: &Cuda, x: &Tensor, c: usize) -> Result<(Buf<bf16>, usize)> {
+        let (wide, rows) = (c.next_multiple_of(8), x.len() / c);
+        if wide == c {
+            return Ok((x.buf(OP)?.clone(), c));
+        }
+        let mut y = Buf::stale(x.device(), rows * wide)?;
+        let l = Launch::elements(rows * wide);
+        launch::pad_channels_bf16(cuda, l, &mut y, x.buf(OP)?, rows as i32, c as i32, wide as i32)?;
+        Ok((y, wide))
+    }
+
+    pub fn forward(
+        cuda: &Cuda,
+        x: &Tensor,
+        w: &Tensor,
+        b: Option<&Tensor>,
+        n: usize,
+        g: &Geometry,
+        with_sums: bool,
+    ) -> Result<(Tensor, Option<ChunkSums>)> {
+        let mut y = x.stale_like([n, g.p, g.q, g.k])?;
+        let ((x, c), (w, _)) = (padded(cuda, x, g.c)?, padded(cuda, w, g.c)?);
+        let chunks = (n * g.p * g.q).div_ceil(ROWS);
+        let mut part: Buf<f32> = Buf::stale(y.device(), if with_sums { chunks * 2 * g.k } else { 1 })?;
+        let none = Buf::<f32>::stale(y.device(), 1)?;
+        let (bias_on, b) = (i32::from(b.is_some()), b.map_or(Ok(&none), |t| t.buf(OP))?);
+        let (v, l) = tiles(g.k, chunks, 1);
+        let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
+        let (to, n, c, part_on) = (y.buf_mut(OP)?, n as i32, c as i32, i32::from(with_sums));
+        launch::conv2d_fwd_bf16(
+            cuda, l, v, to, &mut part, &x, &w, b, n, h, wi, c, k, r, s, p, q, stride, pad, bias_on, part_on,
+        )?;
+        Ok((y, with_sums.then_some(ChunkSums { part, rows: ROWS })))
+    }
+
+    pub fn dgrad(cuda: &Cuda, dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
+        let mut dx = dy.stale_like([n, g.h, g.w, g.c])?;
+        let ((dy, kd), (w, cw)) = (padded(cuda, dy, g.k)?, padded(cuda, w, g.c)?);
+        let class = n * g.h.div_ceil(g.stride) * g.w.div_ceil(g.stride);
+        let (v, l) = tiles(g.c, class.div_ceil(ROWS), g.stride * g.stride);
+        let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
+        let (to, n, cw, kd) = (dx.buf_mut(OP)?, n as i32, cw as i32, kd as i32);
+        launch::conv2d_dgrad_bf16(cuda, l, v, to, &dy, &w, n, h, wi, c, cw, k, kd, r, s, p, q, stride, pad)?;
+        Ok(dx)
+    }
+
+    pub fn wgrad(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<()> {
+        let ((x, wide), (dy_buf, kd)) = (padded(cuda, x, g.c)?, padded(cuda, dy, g.k)?);
+        let v = COLUMNS.iter().position(|c| *c >= g.k).unwrap_or(3);
+        let rows = if v < 2 { 64 } else { 128 };
+        let (places, pixels) = (g.r * g.s * wide, n * g.p * g.q);
+        let (across, down) = (places.div_ceil(rows), g.k.div_ceil(COLUMNS[v]));
+        // Whole steps of 64 pixels, and at least four of them: what a block writes is then less than it reads.
+        let chunk = pixels.div_ceil((WGRAD_BLOCKS / (across * down)).max(1)).next_multiple_of(64).max(256);
+        let chunks = pixels.div_ceil(chunk);
+        let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * g.k * places)?;
+        let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared(rows, COLUMNS[v]));
+        let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
+        let (n, wide, kd, chunk) = (n as i32, wide as i32, kd as i32, chunk as i32);
+        launch::conv2d_wgrad_bf16(
+            cuda, l, v, &mut part, &x, &dy_buf, n, h, wi, wide, k, kd, r, s, p, q, stride, pad, chunk,
+        )?;
+        let filters = k * r * s;
+        let l = Launch::grid((g.k * places).div_ceil(32), 1, 1, 256);
+        launch::conv2d_wgrad_sum(cuda, l, dw, &part, filters, c, wide, chunks as i32)
+    }
 }
 
 mod cpu {
@@ -274,6 +412,34 @@ pub const LARGE: &[Case] = &[
         |x| plain(x, 2, 1),
         [2, 5, 5, 65, 9, 17],
         1377,
+    ),
+    case(
+        "conv2d/2x80x80x8-128x3x3-pad1",
+        &[Arg::Diff(&[2, 80, 80, 8], -1.0, 1.0), Arg::Diff(&[128, 3, 3, 8], -0.1, 0.1)],
+        |x| plain(x, 1, 1),
+        [2, 80, 80, 128, 9, 8],
+        51_200,
+    ),
+    case(
+        "conv2d/2x80x80x128-8x3x3-pad1",
+        &[Arg::Diff(&[2, 80, 80, 128], -1.0, 1.0), Arg::Diff(&[8, 3, 3, 128], -0.1, 0.1)],
+        |x| plain(x, 1, 1),
+        [2, 80, 80, 8, 9, 128],
+        819_200,
+    ),
+    case(
+        "conv2d/2x81x81x56-33x1x1",
+        &[Arg::Diff(&[2, 81, 81, 56], -1.0, 1.0), Arg::Diff(&[33, 1, 1, 56], -0.1, 0.1), Arg::Diff(&[33], -0.2, 0.2)],
+        |x| plain(x, 1, 0),
+        [2, 81, 81, 33, 1, 56],
+        367_416,
+    ),
+    case(
+        "conv2d/3x17x15x24-40x3x3-stride2-pad1",
+        &[Arg::Diff(&[3, 17, 15, 24], -1.0, 1.0), Arg::Diff(&[40, 3, 3, 24], -0.1, 0.1)],
+        |x| plain(x, 2, 1),
+        [3, 9, 8, 40, 9, 24],
+        6120,
     ),
     case(
         "conv2d/1x8x9x33-33x1x1",

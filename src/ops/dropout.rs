@@ -6,12 +6,12 @@
 
 use std::rc::Rc;
 
-use super::{Arg, Case};
+use super::{Arg, Case, rounded};
 use crate::clock::{Clock, Word};
 use crate::device::{Device, Launch, launch};
 use crate::rng::{Purpose, Rng, threshold};
 use crate::tensor::{Dtype, Real, Tensor};
-use crate::{Error, Result, on_real};
+use crate::{Error, Result, on_real, on_stored};
 
 /// Drops every element with probability `p`. The backward pass must run before the clock moves on.
 pub fn dropout(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor> {
@@ -50,6 +50,9 @@ fn apply(op: &'static str, x: &Tensor, p: f32, unit: Unit, rng: Rng, clock: &Rc<
             Ok(vec![need.then(0, || Tensor::zeros(dy.device(), dy.shape().clone(), dy.dtype()))?])
         }));
     }
+    if x.is_rounded() {
+        return rounded([x], |[x]| apply(op, x, p, unit, rng, clock));
+    }
     // A kernel reads the step when it runs; the host's clock may have moved on by the time of the backward pass.
     let rng = if x.device().is_cpu() { rng.with_b(clock.host(Word::Step)?) } else { rng };
     let y = masked(op, x, p, unit, rng, clock)?;
@@ -74,21 +77,19 @@ fn masked(op: &'static str, x: &Tensor, p: f32, unit: Unit, rng: Rng, clock: &Cl
                 Ok(())
             })?,
         },
-        Device::Cuda(cuda) => {
-            let (y, x, words, [lo, hi, s, a]) = (y.buf_mut(op)?, x.buf(op)?, &clock.words(), rng.words());
+        Device::Cuda(cuda) => on_stored!(op, x, S => {
+            let (y, x, words, [lo, hi, s, a]) = (y.buf_mut::<S>(op)?, x.buf(op)?, &clock.words(), rng.words());
             match unit {
                 Unit::Element => {
                     let l = Launch::elements(n.div_ceil(4));
-                    launch::dropout_fwd_f32(cuda, l, y, x, words, n as i32, scale, limit, lo, hi, s, a)?;
+                    launch::dropout_fwd(cuda, l, y, x, words, n as i32, scale, limit, lo, hi, s, a)
                 }
                 Unit::Channel { area, c } => {
                     let (l, area, c) = (Launch::elements(n), area as i32, c as i32);
-                    launch::dropout_channels_fwd_f32(
-                        cuda, l, y, x, words, n as i32, area, c, scale, limit, lo, hi, s, a,
-                    )?;
+                    launch::dropout_channels_fwd(cuda, l, y, x, words, n as i32, area, c, scale, limit, lo, hi, s, a)
                 }
             }
-        }
+        })?,
     }
     Ok(y)
 }

@@ -2,14 +2,21 @@
 //!
 //! Backward: d(a + b) = (dy, dy); d(s·x) = s·dy; d(a ⊙ b) = (b ⊙ dy, a ⊙ dy); d relu(x) = dy where y > 0, else 0
 //! (so relu'(0) = 0); d(x + b) = (dy, Σ_rows dy). Shapes are kept; a bias is (C) for x (…, C).
+//!
+//! Casts between f32 and bf16 (to the nearest, ties to even); the gradient is cast back.
 
-use super::{Arg, Case, sum_rows};
+use half::bf16;
+
+use super::{Arg, Case, rounded, sum_rows};
 use crate::device::{Device, Launch, cpu as threads, launch};
-use crate::tensor::{Real, Tensor};
-use crate::{Result, on_real};
+use crate::tensor::{Buf, Dtype, Elem, Real, Tensor};
+use crate::{Error, Result, on_real, on_stored};
 
 /// y = a + b, of equal shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.is_rounded() {
+        return rounded([a, b], |[a, b]| add(a, b));
+    }
     let y = zip("add", a, b, Zip::Add)?;
     Ok(y.with_grad("add", &[a, b], |dy, need| {
         Ok(vec![need.then(0, || Ok(dy.clone()))?, need.then(1, || Ok(dy.clone()))?])
@@ -18,6 +25,9 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// y = a ⊙ b, of equal shape.
 pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.is_rounded() {
+        return rounded([a, b], |[a, b]| mul(a, b));
+    }
     let y = zip("mul", a, b, Zip::Mul)?;
     let (sa, sb) = (a.detach(), b.detach());
     Ok(y.with_grad("mul", &[a, b], move |dy, need| {
@@ -33,6 +43,9 @@ pub fn scale(x: &Tensor, s: f32) -> Result<Tensor> {
 
 /// y = max(x, 0).
 pub fn relu(x: &Tensor) -> Result<Tensor> {
+    if x.is_rounded() {
+        return rounded([x], |[x]| relu(x));
+    }
     let y = relu_fwd(x)?;
     let saved = y.detach();
     Ok(y.with_grad("relu", &[x], move |dy, need| Ok(vec![need.then(0, || zip("relu_bwd", dy, &saved, Zip::ReluBwd))?])))
@@ -49,6 +62,43 @@ pub fn add_bias(x: &Tensor, b: &Tensor) -> Result<Tensor> {
         };
         Ok(vec![need.then(0, || Ok(dy.clone()))?, need.then(1, rows)?])
     }))
+}
+
+/// The same values as f32, or rounded to bf16.
+pub fn cast(x: &Tensor, to: Dtype) -> Result<Tensor> {
+    let from = x.dtype();
+    if from == to {
+        return Ok(x.clone());
+    }
+    let y = cast_fwd(x, to)?;
+    Ok(y.with_grad("cast", &[x], move |dy, need| Ok(vec![need.then(0, || cast_fwd(dy, from))?])))
+}
+
+fn cast_fwd(x: &Tensor, to: Dtype) -> Result<Tensor> {
+    let op = "cast";
+    let (mut y, n) = (Tensor::stale(x.device(), x.shape().clone(), to)?, x.len());
+    match (x.device(), to) {
+        (Device::Cpu, Dtype::Bf16) => cpu::cast(y.host_mut(op)?, x.host::<f32>(op)?, |x| bf16::from_f32(*x)),
+        (Device::Cpu, Dtype::F32) => cpu::cast(y.host_mut(op)?, x.host::<bf16>(op)?, |x| x.to_f32()),
+        (Device::Cuda(c), Dtype::Bf16) => {
+            launch::narrow(c, Launch::vectors::<bf16>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
+        }
+        (Device::Cuda(c), Dtype::F32) => {
+            launch::widen(c, Launch::vectors::<bf16>(n), y.buf_mut(op)?, x.buf(op)?, n as i32)?;
+        }
+        (_, got) => return Err(Error::Dtype { op, want: Dtype::Bf16, got }),
+    }
+    Ok(y)
+}
+
+/// to = from, rounded to bf16: `n` elements of two arenas.
+pub(crate) fn narrow_into(to: &mut Buf<bf16>, from: &Buf<f32>, device: &Device) -> Result<()> {
+    let (op, n) = ("cast", from.len());
+    match device {
+        Device::Cpu => cpu::cast(to.host_mut(op)?, from.host(op)?, |x| bf16::from_f32(*x)),
+        Device::Cuda(c) => launch::narrow(c, Launch::vectors::<bf16>(n), to, from, n as i32)?,
+    }
+    Ok(())
 }
 
 /// Overwrites a fresh tensor with one value.
@@ -84,14 +134,14 @@ fn zip(op: &'static str, a: &Tensor, b: &Tensor, how: Zip) -> Result<Tensor> {
             }
             Ok(())
         })?,
-        Device::Cuda(c) => {
-            let (l, y, a, b) = (Launch::elements(n), y.buf_mut(op)?, a.buf(op)?, b.buf(op)?);
+        Device::Cuda(c) => on_stored!(op, a, S => {
+            let (l, y, a, b) = (Launch::vectors::<S>(n), y.buf_mut::<S>(op)?, a.buf(op)?, b.buf(op)?);
             match how {
-                Zip::Add => launch::add_fwd_f32(c, l, y, a, b, n as i32)?,
-                Zip::Mul => launch::mul_fwd_f32(c, l, y, a, b, n as i32)?,
-                Zip::ReluBwd => launch::relu_bwd_f32(c, l, y, a, b, n as i32)?,
+                Zip::Add => launch::add_fwd(c, l, y, a, b, n as i32),
+                Zip::Mul => launch::mul_fwd(c, l, y, a, b, n as i32),
+                Zip::ReluBwd => launch::relu_bwd(c, l, y, a, b, n as i32),
             }
-        }
+        })?,
     }
     Ok(y)
 }
@@ -104,7 +154,7 @@ fn scale_fwd(x: &Tensor, s: f32) -> Result<Tensor> {
             Ok(())
         })?,
         Device::Cuda(c) => {
-            launch::scale_fwd_f32(c, Launch::elements(n), y.buf_mut("scale")?, x.buf("scale")?, n as i32, s)?;
+            launch::scale_fwd_f32(c, Launch::vectors::<f32>(n), y.buf_mut("scale")?, x.buf("scale")?, n as i32, s)?;
         }
     }
     Ok(y)
@@ -118,9 +168,9 @@ fn relu_fwd(x: &Tensor) -> Result<Tensor> {
             cpu::map(y.host_mut::<T>("relu")?, x.host::<T>("relu")?, |x| if x < 0.0 { 0.0 } else { x });
             Ok(())
         })?,
-        Device::Cuda(c) => {
-            launch::relu_fwd_f32(c, Launch::elements(n), y.buf_mut("relu")?, x.buf("relu")?, n as i32)?;
-        }
+        Device::Cuda(c) => on_stored!("relu", x, S => {
+            launch::relu_fwd(c, Launch::vectors::<S>(n), y.buf_mut::<S>("relu")?, x.buf("relu")?, n as i32)
+        })?,
     }
     Ok(y)
 }
@@ -147,7 +197,16 @@ fn add_bias_fwd(x: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 mod cpu {
-    use super::{Real, threads};
+    use super::{Elem, Real, threads};
+
+    /// y[i] = f(x[i])
+    pub fn cast<Y: Elem, X: Elem>(y: &mut [Y], x: &[X], f: impl Fn(&X) -> Y + Sync) {
+        threads::chunks(y, 1, |at, y| {
+            for (y, x) in y.iter_mut().zip(&x[at..]) {
+                *y = f(x);
+            }
+        });
+    }
 
     /// y[i] = f(x[i])
     pub fn map<T: Real>(y: &mut [T], x: &[T], f: impl Fn(f64) -> f64 + Sync) {

@@ -19,11 +19,12 @@ mod softmax;
 mod topk;
 
 pub use augment::{View, gather_images};
-pub use batchnorm::{BatchStats, Then, batch_norm, batch_norm_eval, batch_norm_update};
-pub use conv2d::{Conv, conv2d, conv2d_dgrad};
+pub use batchnorm::{BatchStats, ChunkSums, Then, batch_norm, batch_norm_eval, batch_norm_update};
+pub use conv2d::{Conv, conv2d, conv2d_dgrad, conv2d_with_sums};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels};
-pub use elementwise::{add, add_bias, mul, relu, scale};
+pub(crate) use elementwise::narrow_into;
+pub use elementwise::{add, add_bias, cast, mul, relu, scale};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
 pub use optim::{copy_into, sgd_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
@@ -33,6 +34,8 @@ pub use softmax::{
     argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
 };
 pub use topk::{argmax, top_k};
+
+use half::bf16;
 
 use crate::Result;
 use crate::device::Device;
@@ -70,6 +73,13 @@ pub struct Case {
 }
 
 impl Case {
+    /// True for the operations that exist in bf16.
+    pub fn in_bf16(&self) -> bool {
+        let families =
+            ["add/", "mul/", "relu/", "sum_rows/", "conv2d/", "batch_norm", "max_pool2d", "avg_pool2d", "dropout"];
+        families.iter().any(|f| self.name.starts_with(f))
+    }
+
     /// The inputs on `device` as `dtype` floats; the same numbers everywhere, from the case's name.
     pub fn make(&self, device: &Device, dtype: Dtype) -> Result<Vec<Tensor>> {
         self.inputs.iter().enumerate().map(|(i, a)| self.input(device, dtype, i, *a)).collect()
@@ -100,6 +110,10 @@ impl Case {
         };
         let t = match dtype {
             Dtype::F64 => Tensor::new(device, shape, &values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())?,
+            // What belongs to a channel stays f32.
+            Dtype::Bf16 if shape.len() > 1 => {
+                Tensor::new(device, shape, &values.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>())?
+            }
             _ => Tensor::new(device, shape, &values)?,
         };
         Ok(if matches!(a, Arg::Fixed(..)) { t } else { t.tracked() })
@@ -112,6 +126,9 @@ impl Case {
         match y.dtype() {
             Dtype::F64 => {
                 Tensor::new(y.device(), y.shape().clone(), &v.iter().map(|x| f64::from(*x)).collect::<Vec<_>>())
+            }
+            Dtype::Bf16 => {
+                Tensor::new(y.device(), y.shape().clone(), &v.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>())
             }
             _ => Tensor::new(y.device(), y.shape().clone(), &v),
         }
@@ -154,6 +171,18 @@ pub fn large_cases() -> Vec<&'static Case> {
         rows::LARGE,
     ];
     families.into_iter().flatten().collect()
+}
+
+/// bf16 on the CPU: the f32 operation `f` on the same values, its result and the gradients rounded.
+fn rounded<const N: usize>(x: [&Tensor; N], f: impl FnOnce([&Tensor; N]) -> Result<Tensor>) -> Result<Tensor> {
+    let wide: Vec<Tensor> = x.iter().map(|x| cast(x, Dtype::F32)).collect::<Result<_>>()?;
+    cast(&f(std::array::from_fn(|i| &wide[i]))?, Dtype::Bf16)
+}
+
+/// bf16 weights as f32 without rounding their gradient: it belongs to the master weights.
+fn widen_weights(w: &Tensor) -> Result<Tensor> {
+    Ok(cast(&w.detach(), Dtype::F32)?
+        .with_grad("widen_weights", &[w], |dw, need| Ok(vec![need.then(0, || Ok(dw.clone()))?])))
 }
 
 /// A tensor of ones shaped like `y`, which must be a scalar: the start of a backward pass.

@@ -7,10 +7,10 @@
 //! Average pooling: y[n][p][q][c] = Σ_{r,s < size} x[n][p·size + r][q·size + s][c] / size², windows side by side. Backward:
 //! dx = dy / size² in the window, 0 in a last row or column that is in none.
 
-use super::{Arg, Case};
+use super::{Arg, Case, rounded};
 use crate::device::{Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
-use crate::{Error, Result, on_real};
+use crate::{Error, Result, on_real, on_stored};
 
 /// Window, step and border of a pooling; squares only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,9 @@ impl Pool {
 
 /// The maximum of every window: (N, H, W, C) → (N, P, Q, C).
 pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
+    if x.is_rounded() {
+        return rounded([x], |[x]| max_pool2d(x, pool));
+    }
     let g = Geometry::new(x, pool)?;
     let (y, at) = max_pool2d_fwd(x, g)?;
     Ok(y.with_grad("max_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || max_pool2d_bwd(dy, &at, g))?])))
@@ -39,6 +42,9 @@ pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
 
 /// The mean of every size × size window, side by side: (N, H, W, C) → (N, ⌊H / size⌋, ⌊W / size⌋, C).
 pub fn avg_pool2d(x: &Tensor, size: usize) -> Result<Tensor> {
+    if x.is_rounded() {
+        return rounded([x], |[x]| avg_pool2d(x, size));
+    }
     let g = Geometry::new(x, Pool::square(size))?;
     let y = avg_pool2d_fwd(x, g)?;
     Ok(y.with_grad("avg_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || avg_pool2d_bwd(dy, g))?])))
@@ -101,12 +107,12 @@ fn max_pool2d_fwd(x: &Tensor, g: Geometry) -> Result<(Tensor, Buf<u8>)> {
             cpu::fwd(y.host_mut::<T>(op)?, at.host_mut(op)?, x.host::<T>(op)?, g, cpu::image_fwd);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
+        Device::Cuda(cuda) => on_stored!(op, x, S => {
             let (m, [h, w, c, p, q]) = (y.len(), [g.h, g.w, g.c, g.p, g.q].map(|v| v as i32));
             let [size, stride, pad] = [g.pool.size, g.pool.stride, g.pool.pad].map(|v| v as i32);
-            let (l, y, x) = (Launch::elements(m), y.buf_mut(op)?, x.buf(op)?);
-            launch::max_pool2d_fwd_f32(cuda, l, y, &mut at, x, m as i32, h, w, c, p, q, size, stride, pad)?;
-        }
+            let (l, y, x) = (Launch::elements(m), y.buf_mut::<S>(op)?, x.buf(op)?);
+            launch::max_pool2d_fwd(cuda, l, y, &mut at, x, m as i32, h, w, c, p, q, size, stride, pad)
+        })?,
     }
     Ok((y, at))
 }
@@ -122,12 +128,12 @@ fn max_pool2d_bwd(dy: &Tensor, at: &Buf<u8>, g: Geometry) -> Result<Tensor> {
             cpu::bwd(dx.host_mut::<T>(op)?, dy.host::<T>(op)?, at.host(op)?, g, cpu::image_bwd);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
+        Device::Cuda(cuda) => on_stored!(op, dy, S => {
             let (m, [h, w, c, p, q]) = (dx.len(), [g.h, g.w, g.c, g.p, g.q].map(|v| v as i32));
             let [size, stride, pad] = [g.pool.size, g.pool.stride, g.pool.pad].map(|v| v as i32);
-            let (l, dx, dy) = (Launch::elements(m), dx.buf_mut(op)?, dy.buf(op)?);
-            launch::max_pool2d_bwd_f32(cuda, l, dx, dy, at, m as i32, h, w, c, p, q, size, stride, pad)?;
-        }
+            let (l, dx, dy) = (Launch::elements(m), dx.buf_mut::<S>(op)?, dy.buf(op)?);
+            launch::max_pool2d_bwd(cuda, l, dx, dy, at, m as i32, h, w, c, p, q, size, stride, pad)
+        })?,
     }
     Ok(dx)
 }
@@ -140,11 +146,11 @@ fn avg_pool2d_fwd(x: &Tensor, g: Geometry) -> Result<Tensor> {
             cpu::avg_fwd(y.host_mut::<T>(op)?, x.host::<T>(op)?, g);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
+        Device::Cuda(cuda) => on_stored!(op, x, S => {
             let (m, [h, w, c, p, q, size]) = (y.len(), [g.h, g.w, g.c, g.p, g.q, g.pool.size].map(|v| v as i32));
-            let (l, y, x) = (Launch::elements(m), y.buf_mut(op)?, x.buf(op)?);
-            launch::avg_pool2d_fwd_f32(cuda, l, y, x, m as i32, h, w, c, p, q, size)?;
-        }
+            let (l, y, x) = (Launch::elements(m), y.buf_mut::<S>(op)?, x.buf(op)?);
+            launch::avg_pool2d_fwd(cuda, l, y, x, m as i32, h, w, c, p, q, size)
+        })?,
     }
     Ok(y)
 }
@@ -157,11 +163,11 @@ fn avg_pool2d_bwd(dy: &Tensor, g: Geometry) -> Result<Tensor> {
             cpu::avg_bwd(dx.host_mut::<T>(op)?, dy.host::<T>(op)?, g);
             Ok(())
         })?,
-        Device::Cuda(cuda) => {
+        Device::Cuda(cuda) => on_stored!(op, dy, S => {
             let (m, [h, w, c, p, q, size]) = (dx.len(), [g.h, g.w, g.c, g.p, g.q, g.pool.size].map(|v| v as i32));
-            let (l, dx, dy) = (Launch::elements(m), dx.buf_mut(op)?, dy.buf(op)?);
-            launch::avg_pool2d_bwd_f32(cuda, l, dx, dy, m as i32, h, w, c, p, q, size)?;
-        }
+            let (l, dx, dy) = (Launch::elements(m), dx.buf_mut::<S>(op)?, dy.buf(op)?);
+            launch::avg_pool2d_bwd(cuda, l, dx, dy, m as i32, h, w, c, p, q, size)
+        })?,
     }
     Ok(dx)
 }

@@ -3,16 +3,19 @@
 //! Backward: dx_ij = ds_j, ds_i, ds, ds / n; the maximum has none. A sum over rows is made of partial sums over
 //! fixed runs of rows, so it is the same whatever the number of threads or blocks.
 
-use super::{Arg, Case, scale};
+use super::{Arg, Case, cast, scale};
 use crate::device::{Device, Launch, cpu as threads, launch};
-use crate::tensor::{Dtype, Real, Shape, Tensor};
-use crate::{Result, on_real};
+use crate::tensor::{Buf, Dtype, Real, Shape, Tensor};
+use crate::{Result, on_real, on_stored};
 
 /// Rows of one partial sum; the same number in `kernels/reduce.cu`.
 const ROWS: usize = 512;
 
-/// s_j = Σ_i x_ij: (…, C) → (C).
+/// s_j = Σ_i x_ij: (…, C) → (C), f32 for bf16.
 pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    if x.is_rounded() {
+        return sum_rows(&cast(x, Dtype::F32)?);
+    }
     let y = sum_rows_fwd(x)?;
     let from = x.shape().clone();
     Ok(y.with_grad("sum_rows", &[x], move |dy, need| Ok(vec![need.then(0, || broadcast(dy, &from, Spread::Rows))?])))
@@ -47,9 +50,9 @@ fn sum_rows_fwd(x: &Tensor) -> Result<Tensor> {
     let op = "sum_rows";
     let (m, c) = x.shape().rows(op)?;
     if m == 0 {
-        return Tensor::zeros(x.device(), [c], x.dtype());
+        return Tensor::zeros(x.device(), [c], x.sum_dtype());
     }
-    let mut y = x.stale_like([c])?;
+    let mut y = Tensor::stale(x.device(), [c], x.sum_dtype())?;
     match x.device() {
         Device::Cpu if x.dtype() == Dtype::F32 => fast::sum_rows(y.host_mut(op)?, x.host(op)?),
         Device::Cpu => on_real!(op, x, T => {
@@ -60,11 +63,12 @@ fn sum_rows_fwd(x: &Tensor) -> Result<Tensor> {
             let chunks = m.div_ceil(ROWS);
             let first = Launch::grid(chunks, c.div_ceil(256), 1, 256);
             let (mi, ci) = (m as i32, c as i32);
+            let sum = |to: &mut Buf<f32>| on_stored!(op, x, S => launch::sum_rows_part(cuda, first, to, x.buf::<S>(op)?, mi, ci));
             if chunks == 1 {
-                launch::sum_rows_part_f32(cuda, first, y.buf_mut(op)?, x.buf(op)?, mi, ci)?;
+                sum(y.buf_mut(op)?)?;
             } else {
-                let mut part = x.stale_like([chunks, c])?;
-                launch::sum_rows_part_f32(cuda, first, part.buf_mut(op)?, x.buf(op)?, mi, ci)?;
+                let mut part = y.stale_like([chunks, c])?;
+                sum(part.buf_mut(op)?)?;
                 let last = Launch::warps(c, 256);
                 launch::sum_rows_last_f32(cuda, last, y.buf_mut(op)?, part.buf(op)?, chunks as i32, ci)?;
             }

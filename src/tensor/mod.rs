@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 pub use shape::Shape;
-pub use storage::{Buf, Dtype, Elem, Storage};
+pub use storage::{Buf, Dtype, Elem, Storage, Stored};
 
 use crate::autograd::{Leaf, Node};
 use crate::device::Device;
@@ -77,6 +77,25 @@ macro_rules! on_real {
     };
 }
 
+/// Runs `$body` with `$S` bound to the stored float type of `$x` (a tensor on a GPU).
+#[macro_export]
+#[doc(hidden)]
+macro_rules! on_stored {
+    ($op:expr, $x:expr, $S:ident => $body:expr) => {
+        match $x.dtype() {
+            $crate::tensor::Dtype::F32 => {
+                type $S = f32;
+                $body
+            }
+            $crate::tensor::Dtype::Bf16 => {
+                type $S = half::bf16;
+                $body
+            }
+            got => Err($crate::Error::Dtype { op: $op, want: $crate::tensor::Dtype::F32, got }),
+        }
+    };
+}
+
 /// The next tensor id. Ids grow with creation, so "largest first" is reverse topological order.
 fn next_id() -> u64 {
     thread_local!(static NEXT: Cell<u64> = const { Cell::new(1) });
@@ -119,6 +138,7 @@ impl Tensor {
         let n = shape.len();
         let data = match dtype {
             Dtype::F32 => Storage::F32(Buf::stale(device, n)?),
+            Dtype::Bf16 => Storage::Bf16(Buf::stale(device, n)?),
             Dtype::F64 => Storage::F64(Buf::stale(device, n)?),
             Dtype::U8 => Storage::U8(Buf::stale(device, n)?),
             Dtype::U32 => Storage::U32(Buf::stale(device, n)?),
@@ -133,6 +153,7 @@ impl Tensor {
         let n = shape.len();
         let data = match dtype {
             Dtype::F32 => Storage::F32(Buf::zeros(device, n)?),
+            Dtype::Bf16 => Storage::Bf16(Buf::zeros(device, n)?),
             Dtype::F64 => Storage::F64(Buf::zeros(device, n)?),
             Dtype::U8 => Storage::U8(Buf::zeros(device, n)?),
             Dtype::U32 => Storage::U32(Buf::zeros(device, n)?),
@@ -211,6 +232,17 @@ impl Tensor {
         T::from_storage_mut(&mut inner.data).ok_or(Error::Dtype { op, want: T::DTYPE, got })
     }
 
+    /// What sums and statistics of this tensor are: f32 for bf16, else its own type.
+    pub(crate) fn sum_dtype(&self) -> Dtype {
+        if self.dtype() == Dtype::Bf16 { Dtype::F32 } else { self.dtype() }
+    }
+
+    /// True for bf16 on the CPU, which has no arithmetic of its own: there an operation is the f32 operation on the
+    /// same values, its result rounded.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.dtype() == Dtype::Bf16 && matches!(self.device(), Device::Cpu)
+    }
+
     /// The elements on the host.
     pub fn host<T: Elem>(&self, op: &'static str) -> Result<&[T]> {
         self.buf::<T>(op)?.host(op)
@@ -230,6 +262,7 @@ impl Tensor {
     pub fn to_f64(&self) -> Result<Vec<f64>> {
         match self.dtype() {
             Dtype::F64 => self.to_vec::<f64>(),
+            Dtype::Bf16 => Ok(self.to_vec::<half::bf16>()?.into_iter().map(f64::from).collect()),
             _ => Ok(self.to_vec::<f32>()?.into_iter().map(f64::from).collect()),
         }
     }
@@ -239,6 +272,7 @@ impl Tensor {
         let shape = self.shape().clone();
         match &self.0.data {
             Storage::F32(b) => Tensor::new(device, shape, &b.to_host()?),
+            Storage::Bf16(b) => Tensor::new(device, shape, &b.to_host()?),
             Storage::F64(b) => Tensor::new(device, shape, &b.to_host()?),
             Storage::U8(b) => Tensor::new(device, shape, &b.to_host()?),
             Storage::U32(b) => Tensor::new(device, shape, &b.to_host()?),

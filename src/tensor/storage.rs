@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+use half::bf16;
+
 use crate::device::{Device, cuda};
 use crate::{Error, Result};
 
@@ -18,6 +20,8 @@ use crate::{Error, Result};
 pub enum Dtype {
     /// 32-bit float.
     F32,
+    /// 16-bit float with the exponent of a 32-bit one: activations and their gradients of a `bf16` run.
+    Bf16,
     /// 8-bit unsigned integer: pixels.
     U8,
     /// 32-bit unsigned integer: ids, labels, counters.
@@ -41,6 +45,23 @@ pub trait Elem: bytemuck::Pod + Default + PartialEq + std::fmt::Debug + Send + S
     fn from_storage_mut(storage: &mut Storage) -> Option<&mut Buf<Self>>;
     #[doc(hidden)]
     fn wrap(buf: Buf<Self>) -> Storage;
+}
+
+/// A float type that a tensor on a GPU can store: kernels exist for each of them.
+pub trait Stored: Elem {
+    /// The kernel for this type, of those for f32 and bf16.
+    #[doc(hidden)]
+    fn pick(of_f32_and_bf16: [&'static str; 2]) -> &'static str;
+}
+impl Stored for f32 {
+    fn pick([f32, _]: [&'static str; 2]) -> &'static str {
+        f32
+    }
+}
+impl Stored for bf16 {
+    fn pick([_, bf16]: [&'static str; 2]) -> &'static str {
+        bf16
+    }
 }
 
 /// Idle host vectors by length, up to a total size.
@@ -80,6 +101,7 @@ macro_rules! elem {
     };
 }
 elem!(f32, F32);
+elem!(bf16, Bf16);
 elem!(f64, F64);
 elem!(u8, U8);
 elem!(u32, U32);
@@ -247,6 +269,7 @@ fn on_device(op: &'static str) -> Error {
 #[allow(missing_docs)]
 pub enum Storage {
     F32(Buf<f32>),
+    Bf16(Buf<bf16>),
     F64(Buf<f64>),
     U8(Buf<u8>),
     U32(Buf<u32>),
@@ -258,6 +281,7 @@ impl Storage {
     pub fn dtype(&self) -> Dtype {
         match self {
             Storage::F32(_) => Dtype::F32,
+            Storage::Bf16(_) => Dtype::Bf16,
             Storage::F64(_) => Dtype::F64,
             Storage::U8(_) => Dtype::U8,
             Storage::U32(_) => Dtype::U32,

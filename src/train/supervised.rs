@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
 use crate::nn::resnet::ResNet18;
-use crate::nn::{Ctx, Layout, Mode, Net, Params};
+use crate::nn::{Ctx, Layout, Mode, Net, Params, Precision};
 use crate::ops::{self, View};
 use crate::optim::{Sgd, rate_at};
 use crate::rng::{Purpose, Rng};
@@ -45,6 +45,8 @@ pub struct Recipe {
     pub crop_pad: usize,
     /// Mirror images with probability one half.
     pub flip: bool,
+    /// What activations and their gradients are stored as: f32, or bf16 on tensor cores.
+    pub precision: Precision,
 }
 
 /// A network with its weights.
@@ -159,7 +161,8 @@ pub struct Trainer<'a> {
 impl Trainer<'_> {
     /// The test transform: normalise only.
     pub fn plain_view(&self) -> Result<View> {
-        View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)
+        let view = View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
+        Ok(view.stored_as(self.recipe.precision.dtype()))
     }
 
     /// Sizes of an epoch's batches for `n` examples.
@@ -188,7 +191,8 @@ impl Trainer<'_> {
 
     /// Fresh weights, before the first epoch.
     pub fn start(&self, round: u32) -> Result<Training> {
-        let model = Model::fresh(self.data, self.seed, round)?;
+        let mut model = Model::fresh(self.data, self.seed, round)?;
+        model.params.set_precision(self.recipe.precision)?;
         let clamp = Some(self.recipe.grad_clamp).filter(|c| *c > 0.0);
         let sgd = Sgd::new(&model.params, self.recipe.momentum, self.recipe.weight_decay, clamp)?;
         Ok(Training { model, sgd, correct: Vec::new(), loss: Vec::new() })
@@ -212,6 +216,7 @@ impl Trainer<'_> {
         let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
         let spec = &data.spec;
         let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
+        let view = view.stored_as(recipe.precision.dtype());
         let plain = self.plain_view()?;
         let pass = Pass { view: &plain, batch: self.eval_batch, graphs: self.graphs };
         let mut evaluator = Evaluator::new(data, pass)?;

@@ -9,15 +9,24 @@ use dalcore::tensor::{Dtype, Tensor};
 use crate::common::{Outcome, assert_close, assert_not_degenerate, cuda, f32_tolerance, outcome, scale};
 
 fn run(case: &Case, device: &Device) -> Outcome {
-    let inputs = case.make(device, Dtype::F32).unwrap();
+    run_as(case, device, Dtype::F32)
+}
+
+fn run_as(case: &Case, device: &Device, dtype: Dtype) -> Outcome {
+    let inputs = case.make(device, dtype).unwrap();
     outcome(case, &inputs).unwrap_or_else(|e| panic!("{} on {device:?}: {e}", case.name))
 }
 
 fn compare(case: &Case, got: &Outcome, want: &Outcome) {
+    compare_rounded(case, got, want, 0.0);
+}
+
+/// `rounding`: how far apart, of their size, two values are that were rounded to neighbouring numbers.
+fn compare_rounded(case: &Case, got: &Outcome, want: &Outcome, rounding: f64) {
     let close = |what: String, got: &[f64], want: &[f64]| {
         // The inputs are below 2 in size, so a sum's terms are within a few times its largest result.
         let tolerance = f32_tolerance(case.sum, scale(want));
-        assert_close(&what, got, want, |_| tolerance);
+        assert_close(&what, got, want, |w| tolerance + rounding * w.abs());
     };
     assert_not_degenerate(case.name, &want.out);
     close(format!("{} forward", case.name), &got.out, &want.out);
@@ -52,6 +61,16 @@ pub fn large() {
     let Some(s) = cuda(0) else { return };
     for case in ops::large_cases() {
         compare(case, &run(case, &s.device), &run(case, &Device::Cpu));
+    }
+}
+
+/// In bf16: sums in f32 that differ by their order, then rounded to 8 bits, on both sides.
+pub fn rounded() {
+    let Some(s) = cuda(0) else { return };
+    let all = ops::cases().into_iter().chain(ops::large_cases());
+    for case in all.filter(|c| c.in_bf16()) {
+        let (got, want) = (run_as(case, &s.device, Dtype::Bf16), run_as(case, &Device::Cpu, Dtype::Bf16));
+        compare_rounded(case, &got, &want, 2f64.powi(-7));
     }
 }
 

@@ -17,9 +17,10 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 11] = [
+    let parts: [(&str, fn()); 12] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
+        ("bf16", cases::rounded),
         ("rows do not depend on the batch", cases::batch_independence),
         ("functions without a gradient", functions::all),
         ("selection", selection::all),

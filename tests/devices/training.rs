@@ -8,7 +8,7 @@ use dalcore::data::{self, Dataset, Images, PoolIdx, Spec, synthetic};
 use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
 use dalcore::nn::resnet::ResNet18;
-use dalcore::nn::{Ctx, Layout, Mode, Net};
+use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
 use dalcore::ops::{self, View};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
@@ -17,7 +17,7 @@ use dalcore::train::{DeviceData, Evaluator, Fit, Model, Pass, Trainer, extract};
 
 use crate::common::{assert_close, cuda, scale};
 
-fn fit(device: &Device, graphs: bool) -> (Fit, Vec<f64>) {
+fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
     let train = synthetic::generate(3, synthetic::Split::Train, 54);
     let labelled: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(train.labels.iter().copied()).collect();
     let set = Dataset::new(&synthetic::SPEC, train, synthetic::generate(3, synthetic::Split::Test, 20));
@@ -25,7 +25,7 @@ fn fit(device: &Device, graphs: bool) -> (Fit, Vec<f64>) {
     let mut recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
     // Three full batches and a tail per epoch, flips and crops, the learning rate drops once.
     (recipe.epochs, recipe.batch, recipe.milestones, recipe.crop_pad) = (2, 16, vec![1], 2);
-    (recipe.drop_small_tail, recipe.lr) = (false, 0.05);
+    (recipe.drop_small_tail, recipe.lr, recipe.precision) = (false, 0.05, precision);
     let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 8, graphs, seed: 1, on_epoch: &|_| Ok(()) };
     let fit = trainer.fit(2, &labelled).unwrap();
     let ids: Vec<u32> = (0..20).rev().collect();
@@ -40,31 +40,49 @@ fn weights(f: &Fit) -> Vec<f64> {
 }
 
 pub fn lenet() {
-    let (host, host_logits) = fit(&Device::Cpu, true);
+    // Eight steps. One step's gradients differ by the rounding of sums of up to 16·576 terms; momentum adds up a
+    // few steps of lr 0.05 of it: 9216 · 2^-24 · 0.05 · 8 is 2e-4 of a gradient's size.
+    trains_alike(Precision::F32, [2e-4, 1e-3, 1e-4]);
+    // An activation or a gradient that falls on the other side of a rounding is 2^-8 of its size away; a weight sees
+    // the mean of many such: a step moves it by up to 0.05 · 0.1, so 2^-8 of that eight times over.
+    trains_alike(Precision::Bf16, [2e-4, 2e-2, 2e-3]);
+}
+
+/// Tolerances: weights, logits, losses.
+fn trains_alike(precision: Precision, [weight, logit, loss]: [f64; 3]) {
+    let (host, host_logits) = fit(&Device::Cpu, true, precision);
     let (eager, replayed) = {
         let Some(s) = cuda(0) else { return };
-        (fit(&s.device, false), fit(&s.device, true))
+        (fit(&s.device, false, precision), fit(&s.device, true, precision))
     };
     assert_eq!(weights(&eager.0), weights(&replayed.0), "replaying a graph changes the bytes");
     assert_eq!(eager.1, replayed.1);
     assert_eq!((&eager.0.loss, &eager.0.correct), (&replayed.0.loss, &replayed.0.correct));
-    // Eight steps. One step's gradients differ by the rounding of sums of up to 16·576 terms; momentum adds up a
-    // few steps of lr 0.05 of it: 9216 · 2^-24 · 0.05 · 8 is 2e-4 of a gradient's size.
     let want = weights(&host);
-    assert_close("weights after eight steps", &weights(&eager.0), &want, |_| 2e-4 * scale(&want));
-    assert_close("logits", &eager.1, &host_logits, |_| 1e-3 * scale(&host_logits));
-    assert_close("losses", &eager.0.loss, &host.loss, |w| 1e-4 * w);
+    assert_close("weights after eight steps", &weights(&eager.0), &want, |_| weight * scale(&want));
+    assert_close("logits", &eager.1, &host_logits, |_| logit * scale(&host_logits));
+    assert_close("losses", &eager.0.loss, &host.loss, |w| loss * w);
 }
 
 /// Three steps of a narrow ResNet-18, momentum and running statistics included, and an evaluation: eager and replayed
 /// the same bytes, and the CPU's numbers.
 pub fn resnet() {
+    // Twenty layers of sums, and momentum over three steps; a normalisation over 80 values of the last maps enlarges
+    // what the layers before it were off by.
+    resnet_alike(Precision::F32, [1e-4, 1e-3]);
+    // Each of twenty layers rounds to 2^-9; what falls on the other side of a rounding or of relu is enlarged likewise.
+    resnet_alike(Precision::Bf16, [2e-2, 0.1]);
+}
+
+/// Tolerances: parameters and statistics, logits.
+fn resnet_alike(precision: Precision, [state, logit]: [f64; 2]) {
     const BATCH: usize = 5;
     let run = |d: &Device, graphs: bool| {
         let mut layout = Layout::default();
         let net = ResNet18::new(&mut layout, 4, [32, 3], 7).unwrap();
         let root = Rng::new(5);
         let mut params = layout.init(d, root.at(Purpose::Init, 0, 0)).unwrap();
+        params.set_precision(precision).unwrap();
         let mut sgd = Sgd::new(&params, 0.9, 5e-4, Some(0.1)).unwrap();
         let clock = Rc::new(Clock::new(d).unwrap());
         clock.start(0, 0, 0.05).unwrap();
@@ -98,10 +116,8 @@ pub fn resnet() {
     let Some(s) = cuda(0) else { return };
     let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
     assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
-    // Twenty layers of sums, and momentum over three steps; a normalisation over 80 values of the last maps enlarges
-    // what the layers before it were off by.
-    assert_close("parameters and statistics", &eager.0, &host.0, |_| 1e-4 * scale(&host.0));
-    assert_close("logits", &eager.1, &host.1, |_| 1e-3 * scale(&host.1));
+    assert_close("parameters and statistics", &eager.0, &host.0, |_| state * scale(&host.0));
+    assert_close("logits", &eager.1, &host.1, |_| logit * scale(&host.1));
 }
 
 /// Test counts and features of LeNet and of a narrow ResNet-18, over batches that do and do not divide the images:
