@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 mod shapes;
 
 use criterion::{Criterion, Throughput};
+use dalcore::Result;
 use dalcore::device::{Choice, Device, roofline};
 use dalcore::ops::{Case, cases, large_cases};
 use dalcore::tensor::{Dtype, Tensor};
-use dalcore::{Result, ops};
 
 fn main() -> Result<()> {
     let device = std::env::var("DALCORE_BENCH_DEVICE").unwrap_or_else(|_| "cpu".into()).parse::<Choice>()?.open()?;

@@ -22,7 +22,7 @@ use dalcore::nn::{Ctx, Layout, Mode, Net};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Dtype, Tensor};
-use dalcore::train::{DeviceData, Model, Trainer, evaluate};
+use dalcore::train::{DeviceData, Model, Pass, Trainer, evaluate};
 use dalcore::{Error, Result, bench, ops};
 
 fn median(mut v: Vec<f64>) -> f64 {
@@ -69,7 +69,7 @@ fn lenet(device: &Device, train: bool) -> Result<f64> {
         let mut times = Vec::new();
         for _ in 0..9 {
             let start = Instant::now();
-            evaluate(&model, &data, &plain, 1024)?;
+            evaluate(&model, &data, Pass { view: &plain, batch: 1024, graphs: true })?;
             times.push(start.elapsed().as_secs_f64() / 10.0);
         }
         return Ok(median(times));

@@ -13,9 +13,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::config::{self, Preset, Profile};
 use crate::bench::runner::{self, Plan, Verbosity};
+use crate::bench::training;
 use crate::data::fetch::{Fetched, Progress};
 use crate::data::{self, DataDir, FetchOptions, Presence};
 use crate::device::{self, Choice, Cuda};
+use crate::embed::{self, What};
 use crate::methods::{self, METHODS};
 use crate::{Error, report};
 
@@ -25,7 +27,8 @@ use crate::{Error, report};
     name = "dalcore",
     version = version(),
     after_help = "Start with:  dalcore bench --method coreset\n\
-                  It needs no data and no GPU, takes under a minute and ends with a table and runs/…/report.html.",
+                  It needs no data and no GPU, takes under a minute and ends with a table and runs/…/report.html.\n\
+                  dalcore train -d mnist trains on all labels and keeps the model.",
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -33,7 +36,7 @@ struct Cli {
     /// Print nothing but results and errors
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Print a line per round even when stderr is not a terminal
+    /// Print a line per round or epoch even when stderr is not a terminal
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
     #[command(subcommand)]
@@ -44,6 +47,10 @@ struct Cli {
 enum Command {
     /// Run methods on data sets round by round and compare them with random sampling (resumable)
     Bench(Box<BenchArgs>),
+    /// Train on all labels of a data set and keep model, curve and accuracy (resumable)
+    Train(Box<TrainArgs>),
+    /// Run a trained network over images and write embeddings, probabilities or logits
+    Embed(Box<EmbedArgs>),
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
         /// The folder of one preset and profile, for instance runs/quick-clean
@@ -127,6 +134,87 @@ struct BenchArgs {
     /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: all]
     #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
     methods: Vec<String>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore train                               LeNet on the built-in images, under a minute\n  \
+    dalcore train -d mnist --preset paper --profile repro\n  \
+    dalcore train -d cifar10 --set model.width=64 --set train.epochs=30\n  \
+    dalcore train -d folder:photos --seeds 3\n  \
+    dalcore train -d mnist --set train.epochs=0 writes the fresh network\n\n\
+    Writes <out>/train-<preset>-<profile>/<data set>/<network>/seed-<seed>/:\n  \
+    manifest.json      what was run: every setting, device, commit, checksum of the data\n  \
+    curve.jsonl        per epoch: learning rate, loss summed over the steps, correct test images\n  \
+    timing.jsonl       its seconds; the only file that differs between two equal runs\n  \
+    model.safetensors  weights by torchvision's names; in Python: safetensors.torch.load_file\n  \
+    curve.svg, summary.txt, and what resuming needs\n\n\
+    Starting the same command again resumes after the last epoch on disk, and ends with the\n\
+    same bytes. Ctrl-C finishes the epoch and saves it; a second Ctrl-C stops at once.")]
+struct TrainArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Save finished epochs when this many seconds have passed since the last time (0: every epoch)
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    save_every: f64,
+    /// Also write steps.jsonl: loss and images of every step, in order
+    #[arg(long)]
+    log_steps: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore embed -c model.safetensors -d mnist --split test --out mnist-test\n  \
+    dalcore embed -c model.safetensors -d folder:photos --out photos.safetensors\n  \
+    dalcore embed -c model.safetensors -d npy:images.npz --arrays logits,embeddings --out out\n\n\
+    The checkpoint is dalcore's, or a PyTorch state dict with torchvision's names that was saved\n\
+    with safetensors.torch.save_file; network, width and classes are read off its tensors.\n\
+    Rows are the images of the split in their order; ids (their numbers) and labels are written\n\
+    too. Images are normalised by their own data set's constants: give --mean and --std where the\n\
+    network was trained with others. An output is written whole or not at all.")]
+struct EmbedArgs {
+    /// Weights, a safetensors file
+    #[arg(short, long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// Data set, or your own as folder:PATH, folder@HxW:PATH (resized) or npy:PATH
+    #[arg(short, long, value_name = "NAME")]
+    dataset: String,
+    /// train or test
+    #[arg(long, value_name = "SPLIT", default_value = "train")]
+    split: String,
+    /// A file that ends in .safetensors, or a folder for .npy files
+    #[arg(short, long, value_name = "PATH")]
+    out: PathBuf,
+    /// embeddings, probabilities, logits; comma-separated
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "embeddings,probabilities")]
+    arrays: Vec<String>,
+    /// Mean of each channel in units of white, comma-separated [default: the data set's]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "std")]
+    mean: Vec<f32>,
+    /// Standard deviation of each channel
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "mean")]
+    std: Vec<f32>,
+    /// Images per batch; changes memory and speed, never a result [default: the data set's]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// CPU threads; never changes a result [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Launch every kernel by itself instead of replaying CUDA graphs
+    #[arg(long)]
+    no_graph: bool,
+    #[command(flatten)]
+    dir: DataDirArg,
+}
+
+/// What all experiments have in common.
+#[derive(Args)]
+struct RunArgs {
     /// Data set, or your own as folder:PATH (a folder per class), folder@HxW:PATH (resized) or npy:PATH; repeatable or
     /// comma-separated [default: synthetic]
     #[arg(short, long = "dataset", value_delimiter = ',', value_name = "NAME")]
@@ -137,7 +225,7 @@ struct BenchArgs {
     /// clean (no known bugs) or repro (what most probably made the published numbers) [default: clean]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Run the first N of the seeds 10, 20, 30, … [default: the preset's]
+    /// Run the first N of the seeds 10, 20, 30, … [default: the preset's; train: 1]
     #[arg(long, value_name = "N", conflicts_with = "seed")]
     seeds: Option<usize>,
     /// Run these seeds
@@ -152,13 +240,13 @@ struct BenchArgs {
     /// CPU threads; never changes a result [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// TOML file with any of these options and the tables train, eval, budget
+    /// TOML file with any of the options and the tables model, train, eval, budget
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print the plan with round sizes and an estimate of the time, and stop
+    /// Print the plan with every setting, and stop
     #[arg(long)]
     dry_run: bool,
     /// Launch every kernel by itself instead of replaying CUDA graphs; the results are the same bytes
@@ -166,6 +254,12 @@ struct BenchArgs {
     no_graph: bool,
     #[command(flatten)]
     dir: DataDirArg,
+}
+
+/// The first of what was typed, the file and the default that says anything.
+fn chosen(typed: &[String], from_file: &[String], default: &[&str]) -> Vec<String> {
+    let first = [typed, from_file].into_iter().find(|v| !v.is_empty());
+    first.map_or_else(|| default.iter().map(|s| s.to_string()).collect(), <[String]>::to_vec)
 }
 
 /// Keys of a configuration file; the tables are settings as after `--set`.
@@ -181,6 +275,7 @@ struct File {
     out: Option<PathBuf>,
     device: Option<String>,
     threads: Option<usize>,
+    model: toml::Table,
     train: toml::Table,
     eval: toml::Table,
     budget: toml::Table,
@@ -221,6 +316,8 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     };
     match &cli.command {
         Command::Bench(args) => bench(args, verbosity),
+        Command::Train(args) => train(args, verbosity),
+        Command::Embed(args) => embed(args, verbosity),
         Command::Report { folder } => report_command(folder),
         Command::Methods => {
             println!("{:<18} {:<18} about", "method", "in the paper");
@@ -269,11 +366,7 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 }
 
 fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
-    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    let chosen = |typed: &[String], from_file: &[String], default: &[&str]| -> Vec<String> {
-        let first = [typed, from_file].into_iter().find(|v| !v.is_empty());
-        first.map_or_else(|| default.iter().map(|s| s.to_string()).collect(), <[String]>::to_vec)
-    };
+    let file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
     let all: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
     let mut entries = vec![methods::find("random")?];
     for name in chosen(&args.methods, &file.methods, &all) {
@@ -282,6 +375,103 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
             entries.push(entry);
         }
     }
+    let (plan, device) = plan_of(&args.run, file, entries, verbosity)?;
+    if args.run.dry_run {
+        print!("{}", runner::describe(&plan, &device.open()?)?);
+        return Ok(());
+    }
+    print!("{}", runner::run(&plan, &device.open()?)?);
+    Ok(())
+}
+
+fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    let mut file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    file.budget.clear(); // a file may be shared with bench
+    // One seed unless more are asked for.
+    let seeds = args.run.seeds.or(file.seeds).unwrap_or(1);
+    file.seeds = Some(seeds);
+    let every = std::time::Duration::try_from_secs_f64(args.save_every)
+        .map_err(|_| misuse("--save-every", format!("{} is not a number of seconds", args.save_every)))?;
+    let options = training::Options { every, log_steps: args.log_steps };
+    let (plan, device) = plan_of(&args.run, file, Vec::new(), verbosity)?;
+    let text = match args.run.dry_run {
+        true => training::describe(&plan, &device.open()?)?,
+        false => training::run(&plan, &options, &device.open()?)?,
+    };
+    print!("{text}");
+    Ok(())
+}
+
+fn set_threads(threads: Option<usize>) -> Result<(), Error> {
+    if threads == Some(0) {
+        return Err(misuse("--threads", "at least one thread is needed"));
+    }
+    device::cpu::set_threads(threads.unwrap_or(0))
+}
+
+/// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once; the files are sound at every moment.
+fn watch_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
+        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
+        .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn embed(args: &EmbedArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    let what = args.arrays.iter().map(|n| What::find(n)).collect::<Result<Vec<_>, _>>()?;
+    if args.batch == Some(0) {
+        return Err(misuse("--batch", "at least one image is needed").into());
+    }
+    set_threads(args.threads)?;
+    let device: Choice = args.device.parse()?;
+    let dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
+    let source = data::Source::open(&args.dataset, Profile::Clean, &dir)?;
+    let mut spec = source.spec().clone();
+    if !args.mean.is_empty() {
+        if args.mean.len() != spec.c || args.std.len() != spec.c || args.std.iter().any(|s| s.is_nan() || *s <= 0.0) {
+            let why = format!("{} numbers each are wanted, one per channel; deviations above 0", spec.c);
+            return Err(misuse("--mean and --std", why).into());
+        }
+        (spec.mean, spec.std) = (args.mean.clone().into(), args.std.clone().into());
+    }
+    let test = match args.split.as_str() {
+        "train" => false,
+        "test" => true,
+        other => return Err(crate::names::unknown("--split", other, ["train", "test"].into_iter()).into()),
+    };
+    let host = source.load(&dir, data::Verify::Official)?;
+    let images = if test { &host.test } else { &host.train };
+    let stop = watch_ctrl_c()?;
+    let request = embed::Request {
+        checkpoint: &args.checkpoint,
+        spec,
+        images,
+        what: &what,
+        out: &args.out,
+        batch: args.batch.unwrap_or(0),
+        graphs: !args.no_graph,
+        stop: &stop,
+    };
+    let bar = match verbosity {
+        Verbosity::Bars => indicatif::ProgressBar::new(images.n as u64),
+        _ => indicatif::ProgressBar::hidden(),
+    };
+    let files = embed::run(&request, &device.open()?, |n| bar.inc(n as u64));
+    bar.finish_and_clear();
+    for file in files? {
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
+/// Everything an experiment needs but its device, which is opened last.
+fn plan_of(
+    args: &RunArgs,
+    file: File,
+    methods: Vec<&'static methods::Entry>,
+    verbosity: Verbosity,
+) -> anyhow::Result<(Plan, Choice)> {
     let (preset_id, preset) = Preset::find(args.preset.as_deref().or(file.preset.as_deref()).unwrap_or("quick"))?;
     let profile = profile_of(args.profile.as_deref().or(file.profile.as_deref()).unwrap_or("clean"))?;
     let seeds = match (&args.seed, args.seeds, &file.seed, file.seeds) {
@@ -294,17 +484,15 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         return Err(misuse("--seeds", "at least one seed is needed").into());
     }
     let mut settings = Vec::new();
-    for (name, table) in [("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)] {
+    for (name, table) in
+        [("model", &file.model), ("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)]
+    {
         settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
     }
     for text in &args.set {
         settings.push(config::parse_setting(text)?);
     }
-    let threads = args.threads.or(file.threads);
-    if threads == Some(0) {
-        return Err(misuse("--threads", "at least one thread is needed").into());
-    }
-    device::cpu::set_threads(threads.unwrap_or(0))?;
+    set_threads(args.threads.or(file.threads))?;
     let device: Choice = args.device.as_deref().or(file.device.as_deref()).unwrap_or("auto").parse()?;
     let data_dir = DataDir::resolve(args.dir.data_dir.as_deref())?;
     let mut sets: Vec<data::Source> = Vec::new();
@@ -320,13 +508,9 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
             Some(_) => {}
         }
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    // A second Ctrl-C ends the program at once; the files are sound at every moment.
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
-        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
-        .context("cannot watch for Ctrl-C")?;
+    let stop = watch_ctrl_c()?;
     let plan = Plan {
-        methods: entries,
+        methods,
         datasets: sets,
         preset_id,
         preset,
@@ -339,12 +523,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
         verbosity,
         stop,
     };
-    if args.dry_run {
-        print!("{}", runner::describe(&plan, &device.open()?)?);
-        return Ok(());
-    }
-    print!("{}", runner::run(&plan, &device.open()?)?);
-    Ok(())
+    Ok((plan, device))
 }
 
 fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {

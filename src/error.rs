@@ -54,6 +54,20 @@ pub enum Error {
         /// The driver's reason.
         why: String,
     },
+    /// The device has no memory left.
+    #[error("{}", memory(.wanted, .held, .free, .what, .remedy))]
+    Memory {
+        /// Bytes of the allocation that failed.
+        wanted: usize,
+        /// Bytes that this program holds on the device, idle ones not counted.
+        held: usize,
+        /// Free and total bytes of the device, where it says so.
+        free: Option<(usize, usize)>,
+        /// What needed them; filled in by [`Error::needed_for`].
+        what: String,
+        /// The option that lowers it.
+        remedy: String,
+    },
     /// A data file is missing, truncated, corrupt or of the wrong kind.
     #[error("{path}: {why}")]
     Data {
@@ -89,7 +103,44 @@ pub enum Error {
 /// The library's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Bytes as people say them.
+pub(crate) fn human_bytes(n: usize) -> String {
+    match n {
+        n if n < 10 << 10 => format!("{n} bytes"),
+        n if n < 10 << 20 => format!("{:.1} KiB", n as f64 / 1024.0),
+        n if n < 10 << 30 => format!("{:.1} MiB", n as f64 / 1048576.0),
+        n => format!("{:.1} GiB", n as f64 / 1073741824.0),
+    }
+}
+
+fn memory(wanted: &usize, held: &usize, free: &Option<(usize, usize)>, what: &str, remedy: &str) -> String {
+    let what = if what.is_empty() { "an operation" } else { what };
+    let remedy = match remedy {
+        "" => "use a smaller batch (--set train.batch=N, --set eval.batch=N)",
+        other => other,
+    };
+    let free = free.map_or(String::new(), |(free, total)| {
+        format!("; {} of the device's {} are free", human_bytes(free), human_bytes(total))
+    });
+    format!(
+        "out of memory on the GPU: {what} needs {} more than the {} in use{free}; {remedy}, close other programs on \
+         this GPU, or use --device cpu; what was finished is kept",
+        human_bytes(*wanted),
+        human_bytes(*held)
+    )
+}
+
 impl Error {
+    /// Says what the memory was for and which option lowers it, where that is not known yet.
+    pub fn needed_for(mut self, for_what: impl FnOnce() -> (String, String)) -> Error {
+        if let Error::Memory { what, remedy, .. } = &mut self
+            && what.is_empty()
+        {
+            (*what, *remedy) = for_what();
+        }
+        self
+    }
+
     /// A file-system error about `path`, with a remedy for the causes users meet.
     pub fn io(path: impl AsRef<std::path::Path>, e: &std::io::Error) -> Error {
         use std::io::ErrorKind as K;

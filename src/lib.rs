@@ -8,12 +8,14 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::undocumented_unsafe_blocks)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod arrays;
 pub mod autograd;
 pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod data;
 pub mod device;
+pub mod embed;
 pub mod error;
 pub mod methods;
 pub mod names;

@@ -3,7 +3,7 @@
 
 use crate::autograd::Grads;
 use crate::clock::Clock;
-use crate::nn::Params;
+use crate::nn::{Params, Slot};
 use crate::ops::AdamRule;
 use crate::tensor::Buf;
 use crate::{Result, ops};
@@ -69,6 +69,18 @@ impl Adam {
 /// Copies gradients to where their parameters are in the arena.
 fn gather(arena: &mut Buf<f32>, params: &Params, grads: &Grads) -> Result<()> {
     grads.params().try_for_each(|(i, g)| ops::copy_into(arena, params.offset(i), g.buf("optimizer")?, params.device()))
+}
+
+impl Sgd {
+    /// The velocity of every parameter, on the host. Waits for the device.
+    pub fn velocity(&self, params: &Params) -> Result<Vec<(Slot, Vec<f32>)>> {
+        params.split(&self.velocity)
+    }
+
+    /// Goes on with the velocities of an earlier run: `value` gives those of a parameter.
+    pub fn load(&mut self, params: &Params, value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
+        params.join(&mut self.velocity, value)
+    }
 }
 
 /// The learning rate of an epoch (0-based): `base`, divided by ten at every milestone reached.

@@ -128,6 +128,234 @@ fn ctrl_c_says_how_to_go_on() {
     assert!(text(&o).1.contains("the same command goes on"), "{}", text(&o).1);
 }
 
+/// A small training: four epochs of half a second or so, every one saved.
+fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base =
+        "train --preset smoke --device cpu --set train.epochs=4 --set train.milestones=[2,3] --save-every 0 --out";
+    let mut args: Vec<&str> = base.split_whitespace().collect();
+    args.push(out);
+    args.extend(more);
+    args
+}
+
+/// All files of a folder of a training but its timings.
+fn trained_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let dir = dir.join("train-smoke-clean/synthetic/lenet/seed-10");
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(p).unwrap()))
+        .filter(|(name, _)| name != "timing.jsonl")
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_training_killed_and_resumed_gives_the_same_bytes() {
+    let (whole, broken) = (scratch("train-whole"), scratch("train-broken"));
+    let (w, b) = (whole.display().to_string(), broken.display().to_string());
+    let o = run(&train(&w, &["--log-steps"]));
+    let (said, err) = text(&o);
+    assert!(o.status.success() && err.is_empty(), "{err}");
+    assert!(said.contains("synthetic lenet seed 10: test accuracy") && said.contains("model.safetensors"), "{said}");
+    let wanted = trained_files(&whole);
+    let names: Vec<&str> = wanted.iter().map(|f| f.0.as_str()).collect();
+    let all = [".lock", "curve.jsonl", "curve.svg", "manifest.json", "model.safetensors", "momentum.safetensors"];
+    assert_eq!(names, [&all[..], &["state.json", "steps.jsonl", "summary.txt"]].concat());
+    let curve = String::from_utf8(wanted[1].1.clone()).unwrap();
+    assert_eq!(curve.lines().count(), 4, "{curve}");
+    let steps = String::from_utf8(wanted[7].1.clone()).unwrap();
+    assert_eq!(steps.lines().count(), 4 * 94, "12,000 images in batches of 128");
+
+    let (mut kills, mut in_the_middle) = (0, 0);
+    for attempt in 0.. {
+        let args = train(&b, &["--log-steps"]);
+        let mut child = dalcore(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(600 + 400 * attempt));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => {
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                kills += 1;
+                let curve = broken.join("train-smoke-clean/synthetic/lenet/seed-10/curve.jsonl");
+                in_the_middle += u32::from(curve.metadata().is_ok_and(|m| m.len() > 0));
+            }
+        }
+    }
+    assert!(kills >= 1 && in_the_middle >= 1, "killed {kills} times, {in_the_middle} after an epoch");
+    for ((name, a), (_, b)) in trained_files(&broken).iter().zip(&wanted) {
+        assert!(a == b, "{name} differs after {kills} kills");
+    }
+    // Once more: nothing to do, nothing changes; another configuration is refused.
+    assert_eq!(text(&run(&train(&b, &["--log-steps"]))).0.replace(&b, &w), said);
+    assert_eq!(trained_files(&broken), wanted);
+    let o = run(&train(&b, &["--set", "train.lr=0.05"]));
+    assert_eq!(o.status.code(), Some(2));
+    assert!(text(&o).1.contains("train.lr") && text(&o).1.contains("--out"), "{}", text(&o).1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_training_stopped_by_ctrl_c_loses_nothing() {
+    let out = scratch("train-ctrl-c");
+    let folder = out.display().to_string();
+    // Nothing would be saved before the end, but for the signal.
+    let base = "train --preset smoke --device cpu --set train.epochs=60 --save-every 1e6 --out";
+    let args: Vec<&str> = base.split_whitespace().chain([folder.as_str()]).collect();
+    let child = dalcore(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(2500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let o = child.wait_with_output().unwrap();
+    let err = text(&o).1;
+    assert_eq!(o.status.code(), Some(130), "{err}");
+    assert!(err.contains("the same command goes on"), "{err}");
+    let curve = std::fs::read_to_string(out.join("train-smoke-clean/synthetic/lenet/seed-10/curve.jsonl")).unwrap();
+    let done = curve.lines().count();
+    assert!(done >= 1 && err.contains(&format!("after {done} epochs")), "{done}: {err}");
+}
+
+#[test]
+fn a_fresh_network_can_be_written() {
+    let out = scratch("train-fresh");
+    let folder = out.display().to_string();
+    let args = ["train", "--preset", "smoke", "--device", "cpu", "--set", "train.epochs=0", "--out", &folder];
+    let o = run(&args);
+    assert!(o.status.success(), "{}", text(&o).1);
+    assert!(text(&o).0.contains("not trained (0 epochs)"), "{}", text(&o).0);
+    let bytes = std::fs::read(out.join("train-smoke-clean/synthetic/lenet/seed-10/model.safetensors")).unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("fc2.weight").unwrap().shape(), [10, 50]);
+    assert!(run(&args).status.success());
+}
+
+/// The arrays of a safetensors file by name, as bytes.
+fn tensors(file: &Path) -> std::collections::BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let bytes = std::fs::read(file).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    all.tensors().into_iter().map(|(n, t)| (n, (t.shape().to_vec(), t.data().to_vec()))).collect()
+}
+
+#[test]
+fn embeddings_are_those_of_the_model_in_memory() {
+    use dalcore::bench::config::Profile;
+    use dalcore::data::{self, DataDir, Verify};
+    use dalcore::device::Device;
+    use dalcore::ops::{self, View};
+    use dalcore::train::{Pass, Resident, extract};
+
+    let out = scratch("embed");
+    let folder = out.display().to_string();
+    let o = run(&["train", "--preset", "smoke", "--device", "cpu", "--set", "train.epochs=1", "--out", &folder]);
+    assert!(o.status.success(), "{}", text(&o).1);
+    let model = out.join("train-smoke-clean/synthetic/lenet/seed-10/model.safetensors");
+    let checkpoint = model.display().to_string();
+    let (file, arrays) = (out.join("all.safetensors"), out.join("arrays"));
+    for (to, batch) in [(&file, "300"), (&arrays, "77")] {
+        let to = to.display().to_string();
+        let names = "logits,embeddings,probabilities";
+        let base = ["embed", "-c", &checkpoint, "-d", "synthetic", "--split", "test", "--device", "cpu", "--out", &to];
+        let o = run(&[&base[..], &["--arrays", names, "--batch", batch]].concat());
+        assert!(o.status.success() && text(&o).1.is_empty(), "{}", text(&o).1);
+        assert!(text(&o).0.contains(&to), "{}", text(&o).0);
+    }
+    let source = data::Source::open("synthetic", Profile::Clean, &DataDir::resolve(Some(&out)).unwrap()).unwrap();
+    let host = source.load(&DataDir::resolve(Some(&out)).unwrap(), Verify::Official).unwrap();
+    let spec = source.spec();
+    let model = dalcore::embed::model_of(&model, spec, &Device::Cpu).unwrap();
+    let view = View::plain(&Device::Cpu, &spec.mean, &spec.std).unwrap();
+    let ids: Vec<u32> = (0..2000).collect();
+    let images = Resident::new(&Device::Cpu, &host.test).unwrap();
+    let f = extract(&model, &images, &ids, Pass { view: &view, batch: 512, graphs: true }).unwrap();
+    let bytes = |t: &dalcore::tensor::Tensor| -> Vec<u8> {
+        t.to_vec::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect()
+    };
+    let words = |v: &[u32]| -> Vec<u8> { v.iter().flat_map(|v| v.to_le_bytes()).collect() };
+    let wanted = [
+        ("embeddings", vec![2000, 50], bytes(&f.embeddings)),
+        ("ids", vec![2000], words(&ids)),
+        ("labels", vec![2000], words(&host.test.labels)),
+        ("logits", vec![2000, 10], bytes(&f.logits)),
+        ("probabilities", vec![2000, 10], bytes(&ops::softmax(&f.logits).unwrap())),
+    ];
+    let got = tensors(&file);
+    assert_eq!(got.keys().collect::<Vec<_>>(), wanted.iter().map(|w| w.0).collect::<Vec<_>>());
+    for (name, shape, data) in &wanted {
+        assert!(got[*name] == (shape.clone(), data.clone()), "{name} in the safetensors file");
+        let npy = std::fs::read(arrays.join(format!("{name}.npy"))).unwrap();
+        assert!(npy[128..] == data[..], "{name}.npy");
+    }
+    assert!(f.logits.to_vec::<f32>().unwrap()[0] != 0.0);
+
+    // Images of another size, a file of something else, a network nobody knows: named, and nothing is written.
+    let images = scratch("embed-images").join("tiny");
+    for class in ["a", "b"] {
+        std::fs::create_dir_all(images.join(class)).unwrap();
+        for i in 0..10u8 {
+            let file = std::fs::File::create(images.join(class).join(format!("{i}.png"))).unwrap();
+            let mut encoder = png::Encoder::new(file, 32, 32);
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.write_header().unwrap().write_image_data(&[i; 1024]).unwrap();
+        }
+    }
+    let set = format!("folder:{}", images.display());
+    let (bad, to) = (out.join("bad.safetensors"), out.join("never"));
+    let go = |checkpoint: &Path, set: &str, more: &[&str]| {
+        let (c, to) = (checkpoint.display().to_string(), to.display().to_string());
+        let data = out.display().to_string();
+        let base = ["embed", "-c", &c, "-d", set, "--out", &to, "--device", "cpu", "--data-dir", &data];
+        let o = run(&[&base[..], more].concat());
+        assert!(!Path::new(&to).exists(), "{}", text(&o).0);
+        (o.status.code(), text(&o).1)
+    };
+    let (code, err) = go(Path::new(&checkpoint), &set, &[]);
+    assert!(code == Some(2) && err.contains("28x28x1") && err.contains("32x32x1"), "{err}");
+    let (code, err) = go(&images.join("a/0.png"), "synthetic", &[]);
+    assert!(code == Some(1) && err.contains("0.png"), "{err}");
+    std::fs::copy(&file, &bad).unwrap();
+    let (code, err) = go(&bad, "synthetic", &[]);
+    assert!(code == Some(1) && err.contains("bad.safetensors") && err.contains("neither LeNet"), "{err}");
+    let (code, err) = go(&out.join("none.safetensors"), "synthetic", &[]);
+    assert!(code == Some(1) && err.contains("none.safetensors"), "{err}");
+    for (more, wanted) in [
+        (["--arrays", "logitz"], "did you mean 'logits'"),
+        (["--split", "tst"], "did you mean 'test'"),
+        (["--batch", "0"], "at least one image"),
+        (["--mean", "0.5"], "--std"),
+        (["--mean=0.5,0.5", "--std=0.1,0.1"], "one per channel"),
+    ] {
+        let (code, err) = go(Path::new(&checkpoint), "synthetic", &more);
+        assert!(code == Some(2) && err.contains(wanted), "{err}");
+    }
+}
+
+/// A ResNet-18 of any width and number of classes is recognised; a wrong image size names the tensor that tells.
+#[test]
+fn a_checkpoint_says_what_it_is() {
+    use dalcore::data::{self, Spec, cifar};
+    use dalcore::device::Device;
+    use dalcore::nn::checkpoint;
+    use dalcore::rng::Rng;
+    use dalcore::train::Model;
+
+    let spec = Spec { model: data::Model::ResNet18 { width: 3 }, classes: 7, ..cifar::CIFAR10.clone() };
+    let file = scratch("outline").join("resnet.safetensors");
+    let model = Model::build(&spec, &Device::Cpu, Rng::new(1)).unwrap();
+    std::fs::write(&file, checkpoint::to_bytes(&model.params).unwrap()).unwrap();
+    let read = dalcore::embed::model_of(&file, &cifar::CIFAR10, &Device::Cpu).unwrap();
+    assert_eq!((read.classes, read.net.embedding_width()), (7, 24));
+    let values = |m: &Model| m.params.to_host().unwrap().into_iter().map(|(_, v)| v).collect::<Vec<_>>();
+    assert_eq!(values(&read), values(&model));
+    let other = |h: usize, c: usize| Spec { h, w: h, c, ..cifar::CIFAR10.clone() };
+    for (spec, wanted) in [(other(64, 3), "fc.weight"), (other(32, 1), "conv1.weight")] {
+        let e = dalcore::embed::model_of(&file, &spec, &Device::Cpu).err().unwrap().to_string();
+        assert!(e.contains("resnet.safetensors: ") && e.contains(wanted) && e.contains("folder@HxW"), "{e}");
+    }
+}
+
 #[test]
 fn misuse_exits_with_2_and_one_clear_sentence() {
     let out = scratch("misuse");
@@ -143,6 +371,12 @@ fn misuse_exits_with_2_and_one_clear_sentence() {
         (vec!["bench", "--device", "gpu"], "auto, cpu, cuda or cuda:N"),
         (vec!["bench", "--config", "no-such-file.toml"], "no-such-file.toml"),
         (vec!["bench", "--frobnicate"], "--frobnicate"),
+        (vec!["bench", "--set", "train.epochs=0"], "train.epochs"),
+        (vec!["train", "--set", "budget.end=10"], "dalcore bench"),
+        (vec!["train", "--set", "model.width=64"], "LeNet"),
+        (vec!["train", "-d", "cifar10", "--set", "model.width=0"], "between 1 and 1024"),
+        (vec!["train", "--save-every", "never"], "--save-every"),
+        (vec!["train", "--save-every=-1"], "--save-every"),
     ] {
         let mut args = args;
         args.extend(["--out", out].iter().filter(|_| !args.contains(&"--frobnicate")).copied().collect::<Vec<_>>());

@@ -4,15 +4,15 @@ use std::rc::Rc;
 
 use dalcore::bench::config::{Config, Preset, Profile};
 use dalcore::clock::Clock;
-use dalcore::data::{Dataset, Flip, PoolIdx, synthetic};
+use dalcore::data::{Dataset, Flip, Images, Model, PoolIdx, Spec, cifar, synthetic};
 use dalcore::device::Device;
 use dalcore::nn::lenet::LeNet;
-use dalcore::nn::{Ctx, Layout, Mode, Net, checkpoint};
+use dalcore::nn::{Ctx, Layout, Mode, Net, Precision, checkpoint};
 use dalcore::ops::{self, View};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{DeviceData, Fit, Recipe, Trainer};
+use dalcore::train::{DeviceData, EpochEnd, Fit, Recipe, Steps, Trainer, Training};
 
 fn recipe() -> Recipe {
     Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean).train
@@ -127,4 +127,59 @@ fn training_is_the_loop_written_out() {
         let got = checkpoint::to_bytes(&trainer.fit(4, &labelled).unwrap().model.params).unwrap();
         assert!(got == written_out(&data, &r, &labelled, 9, sizes), "{n} examples in batches of {sizes:?}");
     }
+}
+
+/// Written to bytes after any epoch and read back, a training of a network with running statistics ends with the same
+/// bytes: weights, statistics and momentum are all there is.
+#[test]
+fn a_training_goes_on_from_its_bytes() {
+    let spec = Spec { model: Model::ResNet18 { width: 2 }, ..cifar::CIFAR10.clone() };
+    let images = |n: usize, seed: u64| Images {
+        n,
+        h: 32,
+        w: 32,
+        c: 3,
+        pixels: (0..n as u64 * 3072).map(|e| Rng::new(seed).u32(e) as u8).collect(),
+        labels: (0..n as u32).map(|i| i % 10).collect(),
+    };
+    let data = DeviceData::new(&Device::Cpu, &Dataset::new(&spec, images(30, 1), images(12, 2))).unwrap();
+    let labelled: Vec<(PoolIdx, u32)> = (0..30).map(|i| (PoolIdx(i), i % 10)).collect();
+    let mut r = recipe();
+    (r.epochs, r.batch, r.milestones, r.lr) = (4, 8, vec![3], 0.05);
+    for precision in [Precision::F32, Precision::Bf16] {
+        r.precision = precision;
+        goes_on(&data, &r, &labelled);
+    }
+}
+
+fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
+    let trainer = Trainer { data, recipe: r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
+    let saved = |t: &Training| {
+        let params = &t.model.params;
+        (checkpoint::to_bytes(params).unwrap(), checkpoint::momentum_to_bytes(params, &t.sgd).unwrap())
+    };
+    let mut after = Vec::new();
+    let mut whole = trainer.start(0).unwrap();
+    let mut keep = |_: &EpochEnd, t: &Training, steps: &Steps| {
+        assert_eq!((steps.losses.len(), steps.order.len()), (4, 30));
+        after.push((saved(t), t.correct.clone(), t.loss.clone()));
+        Ok(())
+    };
+    trainer.go_on(0, labelled, &mut whole, &mut keep).unwrap();
+    assert!(after.len() == 4 && after[0].0.1 != after[1].0.1, "momentum moves");
+    for ((model, momentum), correct, loss) in &after {
+        let mut t = trainer.start(0).unwrap();
+        checkpoint::from_bytes(&mut t.model.params, model).unwrap();
+        checkpoint::momentum_from_bytes(&t.model.params, &mut t.sgd, momentum).unwrap();
+        (t.correct, t.loss) = (correct.clone(), loss.clone());
+        trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+        assert!(saved(&t) == saved(&whole) && t.loss == whole.loss && t.correct == whole.correct);
+    }
+    // What has settled stays settled.
+    let r = Recipe { early_stop: f64::INFINITY, ..r.clone() };
+    let trainer = Trainer { recipe: &r, ..trainer };
+    let mut t = trainer.start(0).unwrap();
+    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+    assert_eq!(t.loss.len(), 2);
+    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
 }

@@ -11,7 +11,7 @@ use dalcore::nn::checkpoint;
 use dalcore::ops::View;
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::tensor::Tensor;
-use dalcore::train::{DeviceData, Model, Trainer};
+use dalcore::train::{DeviceData, Model, Pass, Trainer};
 
 const POOL: usize = 400;
 const LABELLED: usize = 60;
@@ -51,7 +51,7 @@ fn scene() -> Scene {
 impl Scene {
     fn query(&self, id: &str, batch: usize, round: u32) -> Query<'_> {
         let rng = Rng::new(10).at(Purpose::Select, round, 0).lane(lane_of(id));
-        Query::new(&self.pool, &self.data.train, &self.model, &self.view, batch, rng)
+        Query::new(&self.pool, &self.data.train, &self.model, Pass { view: &self.view, batch, graphs: true }, rng)
     }
 
     fn pick(&self, id: &str, batch: usize, n: usize) -> Result<Vec<PoolIdx>> {

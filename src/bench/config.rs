@@ -13,12 +13,23 @@ use crate::{Error, Result, names};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The network's size; absent for LeNet, which has only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Network>,
     /// How a model is trained.
     pub train: Recipe,
     /// How it is evaluated.
     pub eval: Eval,
     /// How much is labelled.
     pub budget: Budget,
+}
+
+/// Keys under `model`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Channels of the first stage of ResNet-18: 16 in the paper's code, 64 in the standard network.
+    pub width: usize,
 }
 
 /// Keys under `eval`.
@@ -148,6 +159,10 @@ impl Config {
             None => {}
         }
         Config {
+            model: match spec.model {
+                data::Model::LeNet => None,
+                data::Model::ResNet18 { width } => Some(Network { width }),
+            },
             train: Recipe {
                 epochs,
                 milestones: spec.milestones.iter().map(scaled).collect(),
@@ -167,11 +182,20 @@ impl Config {
         }
     }
 
+    /// The network: LeNet, or ResNet-18 of the chosen width.
+    pub fn network(&self) -> data::Model {
+        self.model.map_or(data::Model::LeNet, |m| data::Model::ResNet18 { width: m.width })
+    }
+
     /// Replaces values by dotted key, in order. Unknown keys and values of the wrong type are refused.
     pub fn with(self, changes: &[(String, toml::Value)]) -> Result<Config> {
         let refuse = |key: &str, why: String| Error::Config { key: key.into(), why };
         let mut table = toml::Value::try_from(&self).map_err(|e| refuse("config", e.to_string()))?;
         for (key, value) in changes {
+            if self.model.is_none() && key.split('.').next() == Some("model") {
+                let why = "this data set is trained with LeNet, which comes in one size; only ResNet-18 has a width";
+                return Err(refuse(&format!("setting {key}"), why.into()));
+            }
             let known = keys(&table, "");
             let mut at = &mut table;
             for part in key.split('.') {
@@ -196,9 +220,15 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let refuse = |key: &str, why: &str| Err(Error::Config { key: key.into(), why: why.into() });
+        if self.model.is_some_and(|m| !(1..=1024).contains(&m.width)) {
+            return refuse(
+                "model.width",
+                "must be between 1 and 1024; 16 is the paper's code, 64 the standard network",
+            );
+        }
         let t = &self.train;
-        if t.epochs == 0 || t.epochs > 1_000_000 {
-            return refuse("train.epochs", "must be between 1 and 1000000");
+        if t.epochs > 1_000_000 {
+            return refuse("train.epochs", "must be at most 1000000");
         }
         if t.batch == 0 || self.eval.batch == 0 {
             return refuse(if t.batch == 0 { "train.batch" } else { "eval.batch" }, "must be at least 1");
@@ -271,6 +301,26 @@ mod tests {
     }
 
     #[test]
+    fn only_resnet_has_a_width() {
+        let set = |spec: &Spec, s: &str| {
+            Config::base(spec, &Preset::find("quick").unwrap().1, Profile::Clean).with(&[parse_setting(s).unwrap()])
+        };
+        let cifar = &crate::data::cifar::CIFAR10;
+        assert_eq!(set(cifar, "train.lr=0.1").unwrap().network().name(), "resnet18-w16");
+        assert_eq!(set(cifar, "model.width=64").unwrap().network().name(), "resnet18-w64");
+        for (spec, bad, why) in [
+            (cifar, "model.width=0", "between 1 and 1024"),
+            (cifar, "model.width=wide", "model.width"),
+            (cifar, "model.wide=16", "did you mean 'model.width'"),
+            (&mnist::SPEC, "model.width=16", "LeNet"),
+        ] {
+            let e = set(spec, bad).unwrap_err();
+            assert!(e.is_misuse() && e.to_string().contains(why), "{e}");
+        }
+        assert_eq!(set(&mnist::SPEC, "train.lr=0.1").unwrap().network(), data::Model::LeNet);
+    }
+
+    #[test]
     fn settings_are_checked() {
         let set = |s: &str| base("quick", Profile::Clean).with(&[parse_setting(s).unwrap()]);
         assert_eq!(set("train.lr=0.05").unwrap().train.lr, 0.05);
@@ -279,7 +329,7 @@ mod tests {
         assert!(e.contains("train.lrr") && e.contains("did you mean 'train.lr'"), "{e}");
         let e = set("train.epochs=many").unwrap_err().to_string();
         assert!(e.contains("train.epochs"), "{e}");
-        assert!(set("train.epochs=0").is_err() && set("train.batch=0").is_err());
+        assert!(set("train.epochs=1000001").is_err() && set("train.batch=0").is_err());
         assert!(parse_setting("train.lr").is_err());
         let zero = base("quick", Profile::Clean).with(&[parse_setting("budget.start=0").unwrap()]).unwrap();
         assert!(zero.budget.targets(100).unwrap_err().to_string().contains("budget.start"));

@@ -59,6 +59,12 @@ impl Progress {
         self.epochs.set_message("selecting");
     }
 
+    /// Epochs of the round that are on disk already.
+    pub fn resume(&self, epochs: usize) {
+        self.epochs.set_position(epochs as u64);
+        self.epochs.set_message("");
+    }
+
     /// An epoch ended; `work` is what it was worth.
     pub fn epoch(&self, e: &EpochEnd, test: usize, work: u64) {
         self.rounds.inc(work);

@@ -16,12 +16,12 @@ use crate::device::{Device, launch};
 use crate::methods::{self, Query, Round};
 use crate::nn::checkpoint;
 use crate::rng::{Purpose, Rng, lane_of};
-use crate::train::{DeviceData, EpochEnd, Model, Trainer};
+use crate::train::{DeviceData, EpochEnd, Model, Pass, Trainer};
 use crate::{Error, Result, report};
 
 /// A resolved command.
 pub struct Plan {
-    /// Random first.
+    /// Random first; none for a fully supervised training.
     pub methods: Vec<&'static methods::Entry>,
     /// At least one.
     pub datasets: Vec<data::Source>,
@@ -49,12 +49,47 @@ pub struct Plan {
 
 impl Plan {
     fn config(&self, set: &data::Source) -> Result<Config> {
-        Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)
+        let config = Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)?;
+        if config.train.epochs == 0 {
+            let why = "must be at least 1: a selection needs a model that has learned something";
+            return Err(Error::Config { key: "train.epochs".into(), why: why.into() });
+        }
+        Ok(config)
+    }
+
+    /// True after Ctrl-C.
+    pub(super) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// What manifests say of every run of a plan; the method, its configuration and its targets are left to the caller.
+pub(super) fn manifest(plan: &Plan, config: &Config, data: &DeviceData, fingerprint: &str, seed: u64) -> Manifest {
+    let device = &data.device;
+    Manifest {
+        method: String::new(),
+        dataset: data.spec.id.to_string(),
+        preset: plan.preset_id.into(),
+        profile: plan.profile.name().into(),
+        seed,
+        config: serde_json::Value::Null,
+        model: data.spec.model.name(),
+        precision: config.train.precision.name().into(),
+        data_fingerprint: fingerprint.into(),
+        device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
+        device: device.name(),
+        driver: device.driver(),
+        threads: rayon::current_num_threads(),
+        commit: launch::COMMIT.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pool: data.train.len() as u32,
+        targets: Vec::new(),
+        continued: Vec::new(),
     }
 }
 
 /// What one round costs: images trained on and tested, the unit of progress and estimates.
-fn work(config: &Config, labelled: usize, test: usize) -> u64 {
+pub(super) fn work(config: &Config, labelled: usize, test: usize) -> u64 {
     u64::from(config.train.epochs) * (labelled as u64 + test as u64 / TEST_IS_CHEAPER)
 }
 
@@ -144,10 +179,11 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     let mut text = String::new();
     for set in &plan.datasets {
         let host = set.load(&plan.data_dir, Verify::Official)?;
+        let config = plan.config(set)?;
         let one = Experiment {
             plan,
-            config: plan.config(set)?,
-            data: DeviceData::new(device, &host)?,
+            data: DeviceData::new(device, &host)?.with_model(config.network()),
+            config,
             labels: host.train.labels.as_slice().into(),
             fingerprint: host.fingerprint.clone(),
             progress: &progress,
@@ -193,26 +229,11 @@ impl Experiment<'_> {
     fn manifest(&self, method: &str, seed: u64) -> Result<Manifest> {
         let config = serde_json::to_value(&self.config)
             .map_err(|e| Error::Config { key: "config".into(), why: e.to_string() })?;
-        let device = &self.data.device;
         Ok(Manifest {
             method: method.into(),
-            dataset: self.data.spec.id.to_string(),
-            preset: self.plan.preset_id.into(),
-            profile: self.plan.profile.name().into(),
-            seed,
             config,
-            model: self.data.spec.model.name().into(),
-            precision: "f32".into(),
-            data_fingerprint: self.fingerprint.clone(),
-            device_kind: if device.is_cpu() { "cpu" } else { "cuda" }.into(),
-            device: device.name(),
-            driver: device.driver(),
-            threads: rayon::current_num_threads(),
-            commit: launch::COMMIT.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            pool: self.labels.len() as u32,
             targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
-            continued: Vec::new(),
+            ..manifest(self.plan, &self.config, &self.data, &self.fingerprint, seed)
         })
     }
 
@@ -235,8 +256,7 @@ impl Experiment<'_> {
         let mut model = None;
         if finished > 0 {
             chooser.restore(dir.method_state())?;
-            let last = Model::fresh(&self.data, seed, finished as u32 - 1)?;
-            model = Some(with_weights(last, &dir.model()?.unwrap_or_default(), &folder)?);
+            model = Some(self.saved(&dir.model()?.unwrap_or_default(), &folder)?);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
             let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
@@ -282,7 +302,8 @@ impl Experiment<'_> {
     ) -> Result<Vec<PoolIdx>> {
         let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
         let view = crate::ops::View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
-        let query = Query::new(pool, &self.data.train, model, &view, self.config.eval.batch, rng);
+        let pass = Pass { view: &view, batch: self.config.eval.batch, graphs: self.plan.graphs };
+        let query = Query::new(pool, &self.data.train, model, pass, rng);
         let picks = chooser.select(&query, n)?;
         self.data.device.synchronize()?;
         methods::check_picks(method.id, &picks, pool.unlabelled(), n)?;
@@ -320,9 +341,19 @@ impl Experiment<'_> {
         };
         let record = start.rounds().first().ok_or_else(lost)?.clone();
         let timing = start.timing().first().ok_or_else(lost)?.clone();
-        let model = Model::fresh(&self.data, seed, 0)?;
-        let model = with_weights(model, &start.model()?.ok_or_else(lost)?, &folder)?;
+        let model = self.saved(&start.model()?.ok_or_else(lost)?, &folder)?;
         Ok(Done { record, timing, model })
+    }
+
+    /// The model as an earlier start of this run saved it in `folder`.
+    fn saved(&self, bytes: &[u8], folder: &Path) -> Result<Model> {
+        let mut model = Model::fresh(&self.data, 0, 0)?;
+        model.params.set_precision(self.config.train.precision)?;
+        checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
+            path: folder.display().to_string(),
+            why: format!("its model cannot be loaded ({e}); remove this folder to train it again"),
+        })?;
+        Ok(model)
     }
 
     /// The folder of this data set's results.
@@ -332,7 +363,7 @@ impl Experiment<'_> {
 
     /// The error that ends the program after Ctrl-C.
     fn interrupted(&self, what: &str) -> Result<()> {
-        if !self.plan.stop.load(Ordering::Relaxed) {
+        if !self.plan.stopped() {
             return Ok(());
         }
         self.progress.finish();
@@ -387,13 +418,4 @@ impl Experiment<'_> {
         };
         Ok(Done { record, timing, model: fit.model })
     }
-}
-
-/// The model as an earlier start of this run saved it.
-fn with_weights(mut model: Model, bytes: &[u8], folder: &Path) -> Result<Model> {
-    checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
-        path: folder.display().to_string(),
-        why: format!("its model cannot be loaded ({e}); remove this folder to train it again"),
-    })?;
-    Ok(model)
 }

@@ -32,13 +32,11 @@ use std::path::{Path, PathBuf};
 const MANIFEST: &str = "manifest.json";
 const ROUNDS: &str = "rounds.jsonl";
 const PICKS: &str = "picks.jsonl";
-const TIMING: &str = "timing.jsonl";
-const STATE: &str = "state.json";
-const MANIFEST_TMP: &str = "manifest.json.tmp";
-const STATE_TMP: &str = "state.json.tmp";
-const MODEL: &str = "model.safetensors";
-/// The model of a round that is being committed.
-const NEXT_MODEL: &str = "model.safetensors.next";
+pub(super) const TIMING: &str = "timing.jsonl";
+pub(super) const STATE: &str = "state.json";
+pub(super) const MANIFEST_TMP: &str = "manifest.json.tmp";
+pub(super) const STATE_TMP: &str = "state.json.tmp";
+pub(super) const MODEL: &str = "model.safetensors";
 const LOCK: &str = ".lock";
 /// The folder beside the methods' that holds what they share: round 0.
 pub const START: &str = "start";
@@ -183,14 +181,7 @@ pub struct RunDir {
 impl RunDir {
     /// Create the folder, or resume what it holds. Fails at once when another process works in it.
     pub fn open(path: &Path, manifest: &Manifest) -> Result<RunDir> {
-        RunDir::open_waiting(path, manifest, &mut || {
-            Err(Error::Io {
-                path: path.display().to_string(),
-                why: "another dalcore process is working in this folder; wait until it is done, \
-                      or choose another --out"
-                    .into(),
-            })
-        })
+        RunDir::open_waiting(path, manifest, &mut || Err(busy(path)))
     }
 
     /// As [`RunDir::open`], but while another process holds the folder, `wait` is asked what to do: an error
@@ -198,29 +189,18 @@ impl RunDir {
     pub fn open_waiting(path: &Path, manifest: &Manifest, wait: &mut dyn FnMut() -> Result<()>) -> Result<RunDir> {
         fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
         let lock = lock(path, wait)?;
-        let hash = manifest.hash();
         let fresh = State {
             finished_rounds: 0,
             rounds_bytes: 0,
             picks_bytes: 0,
             model: None,
-            config_hash: hash.clone(),
+            config_hash: manifest.hash(),
             method_state: Value::Null,
         };
         let old = read_json::<State>(path, STATE)?;
         let state = match old {
             Some(state) if state.finished_rounds > 0 => {
-                let Some(made_by) = read_json::<Manifest>(path, MANIFEST)? else {
-                    return Err(altered(path.join(MANIFEST), "is missing although rounds are finished"));
-                };
-                made_by.same_results(manifest, path)?;
-                if state.config_hash != hash {
-                    return Err(altered(path.join(MANIFEST), "does not belong to the state.json beside it"));
-                }
-                let now = made_by.continue_as(manifest, state.finished_rounds);
-                if now != made_by {
-                    replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, &now)?)?;
-                }
+                manifest.take_over(path, &state.config_hash, state.finished_rounds)?;
                 state
             }
             other => {
@@ -231,7 +211,7 @@ impl RunDir {
                         return Err(altered(path.join(STATE), &format!("is missing although {name} is not empty")));
                     }
                 }
-                replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, manifest)?)?;
+                manifest.write_new(path)?;
                 if other.as_ref() != Some(&fresh) {
                     replace(path, STATE, STATE_TMP, &pretty(path, &fresh)?)?;
                 }
@@ -240,9 +220,9 @@ impl RunDir {
         };
         cut(&path.join(ROUNDS), state.rounds_bytes)?;
         cut(&path.join(PICKS), state.picks_bytes)?;
-        let (timing, timing_bytes) = read_timing(path, state.finished_rounds)?;
+        let (timing, timing_bytes) = read_timing(path, state.finished_rounds, |t: &TimingRecord| t.round)?;
         cut(&path.join(TIMING), timing_bytes)?;
-        settle_model(path, state.model.as_deref())?;
+        settle(path, MODEL, state.model.as_deref())?;
         for name in [MANIFEST_TMP, STATE_TMP] {
             remove(&path.join(name))?;
         }
@@ -317,10 +297,10 @@ impl RunDir {
         append(&self.path.join(TIMING), self.timing_bytes, &timing_line)?;
         append(&self.path.join(ROUNDS), self.state.rounds_bytes, &round_line)?;
         append(&self.path.join(PICKS), self.state.picks_bytes, &pick_line)?;
-        write_whole(&self.path.join(NEXT_MODEL), model)?;
+        write_whole(&self.path.join(next(MODEL)), model)?;
         sync_dir(&self.path)?;
         replace(&self.path, STATE, STATE_TMP, &pretty(&self.path, &state)?)?;
-        rename(&self.path.join(NEXT_MODEL), &self.path.join(MODEL))?;
+        rename(&self.path.join(next(MODEL)), &self.path.join(MODEL))?;
         sync_dir(&self.path)?;
         self.timing_bytes += timing_line.len() as u64;
         self.state = state;
@@ -440,7 +420,7 @@ pub fn read_run(path: &Path) -> Result<Run> {
     let rounds = read_lines::<RoundRecord>(path, ROUNDS, state.rounds_bytes)?;
     let picks = read_lines::<PickRecord>(path, PICKS, state.picks_bytes)?;
     in_step(path, &state, &rounds, &picks)?;
-    let (timing, _) = read_timing(path, state.finished_rounds)?;
+    let (timing, _) = read_timing(path, state.finished_rounds, |t: &TimingRecord| t.round)?;
     Ok(Run { path: path.to_path_buf(), manifest, rounds, picks, timing })
 }
 
@@ -468,9 +448,31 @@ impl Manifest {
         all
     }
 
-    fn hash(&self) -> String {
+    pub(super) fn hash(&self) -> String {
         let text: Vec<String> = self.flat().into_iter().map(|(k, v)| format!("{k}={v}\n")).collect();
         sha256(text.concat().as_bytes())
+    }
+
+    /// Go on in a folder that holds `finished` rounds or epochs under the configuration `hash`: it must be this one, and
+    /// another environment is noted in the manifest.
+    pub(super) fn take_over(&self, path: &Path, hash: &str, finished: u32) -> Result<()> {
+        let Some(made_by) = read_json::<Manifest>(path, MANIFEST)? else {
+            return Err(altered(path.join(MANIFEST), "is missing although rounds are finished"));
+        };
+        made_by.same_results(self, path)?;
+        if hash != self.hash() {
+            return Err(altered(path.join(MANIFEST), "does not belong to the state.json beside it"));
+        }
+        let now = made_by.continue_as(self, finished);
+        if now != made_by {
+            replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, &now)?)?;
+        }
+        Ok(())
+    }
+
+    /// Write the manifest of a run of which nothing is finished.
+    pub(super) fn write_new(&self, path: &Path) -> Result<()> {
+        replace(path, MANIFEST, MANIFEST_TMP, &pretty(path, self)?)
     }
 
     /// Refuse when `new` would compute something else than what the folder holds.
@@ -549,8 +551,16 @@ fn in_step(path: &Path, state: &State, rounds: &[RoundRecord], picks: &[PickReco
     right(PICKS, picks.iter().map(|p| p.round).collect())
 }
 
+/// Another process holds the lock.
+pub(super) fn busy(path: &Path) -> Error {
+    Error::Io {
+        path: path.display().to_string(),
+        why: "another dalcore process is working in this folder; wait until it is done, or choose another --out".into(),
+    }
+}
+
 /// A file that this program would not have left behind.
-fn altered(file: PathBuf, what: &str) -> Error {
+pub(super) fn altered(file: PathBuf, what: &str) -> Error {
     Error::Data {
         path: file.display().to_string(),
         why: format!(
@@ -560,11 +570,11 @@ fn altered(file: PathBuf, what: &str) -> Error {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
+pub(super) fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
     let name = path.join(LOCK);
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&name);
     let file = open.map_err(|e| Error::io(&name, &e))?;
@@ -582,13 +592,13 @@ fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
     }
 }
 
-fn pretty<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
+pub(super) fn pretty<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| unwritable(path, &e))?;
     text.push(b'\n');
     Ok(text)
 }
 
-fn line<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
+pub(super) fn line<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec(value).map_err(|e| unwritable(path, &e))?;
     text.push(b'\n');
     Ok(text)
@@ -598,7 +608,7 @@ fn unwritable(path: &Path, e: &serde_json::Error) -> Error {
     Error::Data { path: path.display().to_string(), why: format!("a record cannot be written as JSON: {e}") }
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str) -> Result<Option<T>> {
+pub(super) fn read_json<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str) -> Result<Option<T>> {
     let file = dir.join(name);
     match fs::read(&file) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -611,7 +621,7 @@ fn read_json<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str) -> Result<Optio
 }
 
 /// The first `bytes` of a file of lines; none at all when nothing counts yet.
-fn read_lines<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str, bytes: u64) -> Result<Vec<T>> {
+pub(super) fn read_lines<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str, bytes: u64) -> Result<Vec<T>> {
     let file = dir.join(name);
     let mut text = Vec::new();
     if bytes > 0 {
@@ -633,7 +643,11 @@ fn read_lines<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str, bytes: u64) ->
 
 /// The leading whole lines of at most `finished` rounds, and their bytes. Lost timings cost no result, so a
 /// damaged file is no reason to refuse: what is missing stays missing.
-fn read_timing(dir: &Path, finished: u32) -> Result<(Vec<TimingRecord>, u64)> {
+pub(super) fn read_timing<T: for<'a> Deserialize<'a>>(
+    dir: &Path,
+    finished: u32,
+    number: impl Fn(&T) -> u32,
+) -> Result<(Vec<T>, u64)> {
     let file = dir.join(TIMING);
     let text = match fs::read(&file) {
         Ok(text) => text,
@@ -642,8 +656,8 @@ fn read_timing(dir: &Path, finished: u32) -> Result<(Vec<TimingRecord>, u64)> {
     };
     let (mut all, mut bytes) = (Vec::new(), 0);
     for one in text.split_inclusive(|b| *b == b'\n').take(finished as usize) {
-        match serde_json::from_slice::<TimingRecord>(one) {
-            Ok(record) if one.ends_with(b"\n") && record.round < finished => all.push(record),
+        match serde_json::from_slice::<T>(one) {
+            Ok(record) if one.ends_with(b"\n") && number(&record) < finished => all.push(record),
             _ => break,
         }
         bytes += one.len() as u64;
@@ -651,9 +665,14 @@ fn read_timing(dir: &Path, finished: u32) -> Result<(Vec<TimingRecord>, u64)> {
     Ok((all, bytes))
 }
 
-/// Put the model that the state names in its place and clear away what a kill left beside it.
-fn settle_model(path: &Path, want: Option<&str>) -> Result<()> {
-    let (model, next) = (path.join(MODEL), path.join(NEXT_MODEL));
+/// The name of a file until the state that names it is on disk.
+pub(super) fn next(name: &str) -> String {
+    format!("{name}.next")
+}
+
+/// Put the file that the state names, a model, in its place and clear away what a kill left beside it.
+pub(super) fn settle(path: &Path, name: &str, want: Option<&str>) -> Result<()> {
+    let (model, next) = (path.join(name), path.join(next(name)));
     let Some(want) = want else { return remove(&next) };
     let is = |file: &Path| match fs::read(file) {
         Ok(bytes) => Ok(sha256(&bytes) == want),
@@ -672,7 +691,7 @@ fn settle_model(path: &Path, want: Option<&str>) -> Result<()> {
 
 // The file operations. `step` and `put` are where the tests below pull the plug.
 
-fn length(file: &Path) -> Result<u64> {
+pub(super) fn length(file: &Path) -> Result<u64> {
     match fs::metadata(file) {
         Ok(meta) => Ok(meta.len()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -681,7 +700,7 @@ fn length(file: &Path) -> Result<u64> {
 }
 
 /// Cut a file off behind `bytes`.
-fn cut(file: &Path, bytes: u64) -> Result<()> {
+pub(super) fn cut(file: &Path, bytes: u64) -> Result<()> {
     let len = length(file)?;
     if len < bytes {
         return Err(altered(file.into(), &format!("has {len} bytes, state.json counts on {bytes}")));
@@ -699,7 +718,7 @@ fn cut(file: &Path, bytes: u64) -> Result<()> {
 }
 
 /// Write behind the first `at` bytes, dropping whatever an attempt that failed left there.
-fn append(file: &Path, at: u64, bytes: &[u8]) -> Result<()> {
+pub(super) fn append(file: &Path, at: u64, bytes: &[u8]) -> Result<()> {
     let write = || {
         step()?;
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(file)?;
@@ -711,7 +730,7 @@ fn append(file: &Path, at: u64, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io(file, &e))
 }
 
-fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         step()?;
         let mut file = File::create(file)?;
@@ -729,11 +748,11 @@ pub(crate) fn replace(dir: &Path, name: &str, temporary: &str, bytes: &[u8]) -> 
     sync_dir(dir)
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     step().and_then(|()| fs::rename(from, to)).map_err(|e| Error::io(to, &e))
 }
 
-fn remove(file: &Path) -> Result<()> {
+pub(super) fn remove(file: &Path) -> Result<()> {
     match step().and_then(|()| fs::remove_file(file)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(file, &e)),
         _ => Ok(()),
@@ -741,7 +760,7 @@ fn remove(file: &Path) -> Result<()> {
 }
 
 /// A rename is permanent only when its folder is.
-fn sync_dir(dir: &Path) -> Result<()> {
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     step().map_err(|e| Error::io(dir, &e))?;
     if cfg!(unix) {
         File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(dir, &e))?;
@@ -763,11 +782,11 @@ fn put(file: &mut File, bytes: &[u8]) -> io::Result<()> {
 use tests::{put, step};
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::cell::Cell;
 
-    thread_local! { static FUSE: Cell<Option<u64>> = const { Cell::new(None) } }
+    thread_local! { pub(in crate::bench) static FUSE: Cell<Option<u64>> = const { Cell::new(None) } }
 
     /// One file operation, or one byte of a write, burns one unit; at zero everything fails, as after a kill.
     fn burn(most: u64) -> u64 {
@@ -790,7 +809,7 @@ mod tests {
         if n == bytes.len() { Ok(()) } else { Err(io::Error::other("killed")) }
     }
 
-    fn manifest() -> Manifest {
+    pub(in crate::bench) fn manifest() -> Manifest {
         Manifest {
             config: serde_json::json!({"train": {"epochs": 2, "lr": 0.1}}),
             seed: 10,
@@ -838,7 +857,7 @@ mod tests {
         Ok(())
     }
 
-    fn snapshot(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    pub(in crate::bench) fn snapshot(path: &Path) -> BTreeMap<String, Vec<u8>> {
         let entry = |e: io::Result<fs::DirEntry>| {
             let e = e.unwrap();
             (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())
@@ -846,7 +865,7 @@ mod tests {
         fs::read_dir(path).unwrap().map(entry).collect()
     }
 
-    fn scratch(name: &str) -> PathBuf {
+    pub(in crate::bench) fn scratch(name: &str) -> PathBuf {
         let shm = Path::new("/dev/shm");
         let base = if shm.is_dir() { shm.into() } else { std::env::temp_dir() };
         let path = base.join(format!("dalcore-{name}-{}", std::process::id()));

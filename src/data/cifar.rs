@@ -30,7 +30,7 @@ const fn spec(id: &'static str, paper_name: &'static str, about: &'static str, c
         repro: augment,
         batch_train: 256,
         batch_test: 512,
-        model: Model::ResNet18,
+        model: Model::RESNET18,
         budgets: Budgets { start: 10, query: 5, end: 70 },
         epochs: 150,
         milestones: &[80, 120],

@@ -34,7 +34,7 @@ const fn spec(id: &'static str, about: &'static str, train_len: usize, test_len:
         repro: Augment { crop_pad: 4, flip: Flip::Half },
         batch_train: 256,
         batch_test: 1024,
-        model: Model::ResNet18,
+        model: Model::RESNET18,
         budgets: Budgets { start: 10, query: 5, end: 70 },
         epochs: 150,
         milestones: &[80, 120],

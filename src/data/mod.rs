@@ -125,16 +125,22 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub enum Model {
     /// The LeNet variant of METHODS 1.1.
     LeNet,
-    /// ResNet-18 for small images, METHODS 1.2 and 1.3; its first stage has 16 channels, as in the paper's code.
-    ResNet18,
+    /// ResNet-18 for small images, METHODS 1.2 and 1.3.
+    ResNet18 {
+        /// Channels of its first stage: 16 in the paper's code, 64 in the standard network.
+        width: usize,
+    },
 }
 
 impl Model {
-    /// What manifests call it.
-    pub fn name(self) -> &'static str {
+    /// The narrow ResNet-18 of the paper's code.
+    pub const RESNET18: Model = Model::ResNet18 { width: 16 };
+
+    /// What manifests and folders call it.
+    pub fn name(self) -> String {
         match self {
-            Model::LeNet => "lenet",
-            Model::ResNet18 => "resnet18-w16",
+            Model::LeNet => "lenet".into(),
+            Model::ResNet18 { width } => format!("resnet18-w{width}"),
         }
     }
 }
@@ -245,7 +251,7 @@ impl Spec {
             repro: augment,
             batch_train: 128,
             batch_test: 512,
-            model: if grey28 { Model::LeNet } else { Model::ResNet18 },
+            model: if grey28 { Model::LeNet } else { Model::RESNET18 },
             budgets: Budgets { start: 10, query: 5, end: 70 },
             epochs: 150,
             milestones: &[80, 120],

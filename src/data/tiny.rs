@@ -30,7 +30,7 @@ pub static SPEC: Spec = Spec {
     repro: Augment { crop_pad: 4, flip: Flip::Half },
     batch_train: 256,
     batch_test: 512,
-    model: Model::ResNet18,
+    model: Model::RESNET18,
     budgets: Budgets { start: 10, query: 5, end: 70 },
     epochs: 150,
     milestones: &[80, 120],

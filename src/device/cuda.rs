@@ -89,6 +89,8 @@ struct RawStream {
     ctx: Arc<CudaContext>,
     capturing: Cell<bool>,
     pools: bool,
+    /// Bytes that buffers hold.
+    held: Cell<usize>,
 }
 
 impl Drop for RawStream {
@@ -134,6 +136,8 @@ impl DeviceMem {
 
 impl Drop for DeviceMem {
     fn drop(&mut self) {
+        let held = &self.arena.stream.0.held;
+        held.set(held.get() - self.bytes);
         self.arena.idle.borrow_mut().entry(self.bytes).or_default().push(self.ptr);
     }
 }
@@ -154,7 +158,9 @@ impl Arena {
 
     fn alloc(self: &Rc<Arena>, bytes: usize) -> Result<DeviceMem> {
         let bytes = size_class(bytes);
+        let held = &self.stream.0.held;
         if let Some(ptr) = self.idle.borrow_mut().get_mut(&bytes).and_then(Vec::pop) {
+            held.set(held.get() + bytes);
             return Ok(DeviceMem { ptr, bytes, arena: self.clone() });
         }
         let s = &self.stream.0;
@@ -172,10 +178,11 @@ impl Arena {
                 self.trim();
                 // SAFETY: the stream is alive.
                 let _ = unsafe { result::stream::synchronize(s.raw) };
-                get().map_err(|e| out_of_memory(bytes, e))?
+                get().map_err(|e| out_of_memory(bytes, held.get(), e))?
             }
             other => other.map_err(failed("allocation"))?,
         };
+        held.set(held.get() + bytes);
         Ok(DeviceMem { ptr, bytes, arena: self.clone() })
     }
 }
@@ -186,17 +193,13 @@ impl Drop for Arena {
     }
 }
 
-fn out_of_memory(bytes: usize, e: DriverError) -> Error {
-    let free = result::mem_get_info()
-        .map_or(String::new(), |(free, total)| format!("; {} MiB of {} MiB are free", free >> 20, total >> 20));
-    Error::Cuda {
-        call: "allocation".into(),
-        why: format!(
-            "{} ({:.1} MiB wanted{free}); use a smaller batch (--set train.batch=N, --set eval.batch=N), \
-             close other programs on this GPU, or --device cpu; finished rounds are kept",
-            code(e),
-            bytes as f64 / 1048576.0
-        ),
+fn out_of_memory(wanted: usize, held: usize, e: DriverError) -> Error {
+    match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            let (what, remedy) = Default::default();
+            Error::Memory { wanted, held, free: result::mem_get_info().ok(), what, remedy }
+        }
+        _ => failed("allocation")(e),
     }
 }
 
@@ -243,7 +246,13 @@ impl Cuda {
             .is_ok_and(|v| v > 0);
         // Not the null stream: that one cannot be captured.
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(err)?;
-        let stream = Stream(Rc::new(RawStream { raw, ctx: ctx.clone(), capturing: Cell::new(false), pools }));
+        let stream = Stream(Rc::new(RawStream {
+            raw,
+            ctx: ctx.clone(),
+            capturing: Cell::new(false),
+            pools,
+            held: Cell::new(0),
+        }));
         if pools {
             keep_freed_memory(ordinal).map_err(err)?;
         }

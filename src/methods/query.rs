@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use crate::data::{Pool, PoolIdx};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
-use crate::train::{Features, Model, Resident, extract};
+use crate::train::{Features, Model, Pass, Resident, extract};
 use crate::{Result, ops};
 
 /// One selection: the pool, the model of the round before, and lazily what follows from them. Labels of
@@ -14,8 +14,7 @@ pub struct Query<'a> {
     pool: &'a Pool,
     images: &'a Resident,
     model: &'a Model,
-    view: &'a ops::View,
-    batch: usize,
+    pass: Pass<'a>,
     rng: Rng,
     unlabelled: OnceCell<Features>,
     labelled: OnceCell<Features>,
@@ -38,17 +37,10 @@ fn cached<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T>
 }
 
 impl<'a> Query<'a> {
-    /// `rng` is the method's selection stream of this round, `view` the test transform.
-    pub fn new(
-        pool: &'a Pool,
-        images: &'a Resident,
-        model: &'a Model,
-        view: &'a ops::View,
-        batch: usize,
-        rng: Rng,
-    ) -> Query<'a> {
+    /// `rng` is the method's selection stream of this round, `pass` how to go over the pool.
+    pub fn new(pool: &'a Pool, images: &'a Resident, model: &'a Model, pass: Pass<'a>, rng: Rng) -> Query<'a> {
         let (unlabelled, labelled, all) = Default::default();
-        Query { pool, images, model, view, batch, rng, unlabelled, labelled, all }
+        Query { pool, images, model, pass, rng, unlabelled, labelled, all }
     }
 
     /// Unlabelled examples, ascending.
@@ -91,14 +83,14 @@ impl<'a> Query<'a> {
     }
 
     fn features_unlabelled(&self) -> Result<&Features> {
-        cached(&self.unlabelled, || self.pass(self.unlabelled()))
+        cached(&self.unlabelled, || self.extract(self.unlabelled()))
     }
 
     fn features_labelled(&self) -> Result<&Features> {
-        cached(&self.labelled, || self.pass(self.labelled()))
+        cached(&self.labelled, || self.extract(self.labelled()))
     }
 
-    fn pass(&self, of: &[PoolIdx]) -> Result<Features> {
-        extract(self.model, self.images, &ids(of), self.view, self.batch)
+    fn extract(&self, of: &[PoolIdx]) -> Result<Features> {
+        extract(self.model, self.images, &ids(of), self.pass)
     }
 }

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use super::{Params, Slot};
+use crate::data::Model;
+use crate::optim::Sgd;
 use crate::{Error, Result};
 
 /// Stated in the file, so that one with another order is refused and not misread.
@@ -31,8 +33,16 @@ fn swap(x: &[f32], [_, b, c]: [usize; 3]) -> Vec<f32> {
 
 /// All parameters and running statistics by name.
 pub fn to_bytes(params: &Params) -> Result<Vec<u8>> {
-    let values: Vec<(String, Vec<usize>, Vec<f32>)> = params
-        .to_host()?
+    write(params.to_host()?)
+}
+
+/// The velocity of every parameter, under the parameter's name.
+pub fn momentum_to_bytes(params: &Params, sgd: &Sgd) -> Result<Vec<u8>> {
+    write(sgd.velocity(params)?)
+}
+
+fn write(values: Vec<(Slot, Vec<f32>)>) -> Result<Vec<u8>> {
+    let values: Vec<(String, Vec<usize>, Vec<f32>)> = values
         .into_iter()
         .map(|(slot, v)| {
             let (shape, dims) = turned(&slot);
@@ -52,6 +62,36 @@ pub fn to_bytes(params: &Params) -> Result<Vec<u8>> {
 /// Overwrites all parameters and statistics; the names and shapes must be those of the network. More tensors, such as
 /// PyTorch's num_batches_tracked, are no error.
 pub fn from_bytes(params: &mut Params, bytes: &[u8]) -> Result<()> {
+    params.load(read(bytes)?)
+}
+
+/// Overwrites the velocities of the optimizer.
+pub fn momentum_from_bytes(params: &Params, sgd: &mut Sgd, bytes: &[u8]) -> Result<()> {
+    sgd.load(params, read(bytes)?)
+}
+
+/// The network that a file's tensors belong to, and its number of classes.
+pub fn outline(bytes: &[u8]) -> Result<(Model, usize)> {
+    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
+    let first = |name: &str| file.tensor(name).ok().and_then(|t| t.shape().first().copied());
+    match (first("fc2.weight"), first("fc.weight"), first("conv1.weight")) {
+        (Some(classes), None, _) => Ok((Model::LeNet, classes)),
+        (None, Some(classes), Some(width)) => Ok((Model::ResNet18 { width }, classes)),
+        _ => {
+            let mut names = file.names();
+            names.sort_unstable();
+            let shown = names.iter().take(3).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+            Err(bad(format!(
+                "neither LeNet (fc2.weight) nor ResNet-18 (conv1.weight, fc.weight): it holds {} tensors, {shown}, …; \
+                 save the state dict of one of these networks with safetensors.torch.save_file",
+                names.len()
+            )))
+        }
+    }
+}
+
+/// The numbers of a slot, from a file.
+fn read(bytes: &[u8]) -> Result<impl FnMut(&Slot) -> Result<Vec<f32>>> {
     let file = SafeTensors::deserialize(bytes).map_err(bad)?;
     let (_, meta) = SafeTensors::read_metadata(bytes).map_err(bad)?;
     // A file written by PyTorch states nothing.
@@ -60,7 +100,7 @@ pub fn from_bytes(params: &mut Params, bytes: &[u8]) -> Result<()> {
             "its arrays are in the order '{other}', not PyTorch's; it was written by another version"
         )));
     }
-    params.load(|slot| {
+    Ok(move |slot: &Slot| {
         let (shape, [a, b, c]) = turned(slot);
         let name = &slot.name;
         let another = |what: String| bad(format!("{what}: this is a checkpoint of another network"));

@@ -67,6 +67,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What manifests call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
     /// The type of activations.
     pub fn dtype(self) -> Dtype {
         match self {
@@ -122,6 +130,24 @@ fn first_values(slots: &[Slot], rng: Rng) -> Vec<f32> {
         }
     }
     host
+}
+
+fn by_slot(slots: &[Slot], arena: &Buf<f32>) -> Result<Vec<(Slot, Vec<f32>)>> {
+    let host = arena.to_host()?;
+    Ok(slots.iter().map(|s| (s.clone(), host[s.range()].to_vec())).collect())
+}
+
+fn fill(
+    slots: &[Slot],
+    arena: &mut Buf<f32>,
+    device: &Device,
+    mut value: impl FnMut(&Slot) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let mut all = vec![0.0f32; arena.len()];
+    for s in slots {
+        all[s.range()].copy_from_slice(&value(s)?);
+    }
+    arena.write(device, &all)
 }
 
 impl Layout {
@@ -267,24 +293,24 @@ impl Params {
 
     /// All values on the host: parameters, then running statistics. Waits for the device.
     pub fn to_host(&self) -> Result<Vec<(Slot, Vec<f32>)>> {
-        let mut all = Vec::new();
-        for (slots, arena) in [(&self.slots, &self.arena), (&self.stats, &self.running)] {
-            let host = arena.to_host()?;
-            all.extend(slots.iter().map(|s| (s.clone(), host[s.range()].to_vec())));
-        }
-        Ok(all)
+        Ok([by_slot(&self.slots, &self.arena)?, by_slot(&self.stats, &self.running)?].concat())
+    }
+
+    /// A number for every parameter, such as its velocity, by slot. Waits for the device.
+    pub(crate) fn split(&self, arena: &Buf<f32>) -> Result<Vec<(Slot, Vec<f32>)>> {
+        by_slot(&self.slots, arena)
+    }
+
+    /// Overwrites an arena of a number for every parameter: `value` gives the numbers of a slot.
+    pub(crate) fn join(&self, arena: &mut Buf<f32>, value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
+        fill(&self.slots, arena, &self.device, value)
     }
 
     /// Overwrites everything: `value` gives the numbers of a slot.
     pub fn load(&mut self, mut value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
         self.generation += 1;
-        for (slots, arena) in [(&self.slots, &mut self.arena), (&self.stats, &mut self.running)] {
-            let mut all = vec![0.0f32; arena.len()];
-            for s in slots {
-                all[s.range()].copy_from_slice(&value(s)?);
-            }
-            arena.write(&self.device, &all)?;
-        }
+        fill(&self.slots, &mut self.arena, &self.device, &mut value)?;
+        fill(&self.stats, &mut self.running, &self.device, &mut value)?;
         self.round()
     }
 
@@ -337,6 +363,9 @@ pub struct Ctx<'a> {
     pub clock: &'a Rc<Clock>,
     /// The weights.
     pub params: &'a Params,
+    /// Hand out the intermediate maps too. Off unless asked for, in training as well: they are tensors that exist
+    /// anyway, but whoever holds an [`Output`] with maps in it holds their memory.
+    pub taps: bool,
     /// Statistics of the batch, of a training pass.
     seen: RefCell<Vec<(Stat, Tensor)>>,
 }
@@ -344,7 +373,19 @@ pub struct Ctx<'a> {
 impl<'a> Ctx<'a> {
     /// For one pass.
     pub fn new(mode: Mode, rng: Rng, clock: &'a Rc<Clock>, params: &'a Params) -> Ctx<'a> {
-        Ctx { mode, rng, clock, params, seen: RefCell::default() }
+        Ctx { mode, rng, clock, params, taps: false, seen: RefCell::default() }
+    }
+
+    /// The same pass with the intermediate maps in its output.
+    pub fn with_taps(self) -> Ctx<'a> {
+        Ctx { taps: true, ..self }
+    }
+
+    /// Keeps a map for those who asked.
+    fn tap(&self, taps: &mut Vec<Tensor>, map: &Tensor) {
+        if self.taps {
+            taps.push(map.clone());
+        }
     }
 
     /// The tensor of a parameter. Outside of training it is a constant: an evaluation keeps no activations.
@@ -385,12 +426,15 @@ pub struct Output {
     pub logits: Tensor,
     /// (N, D): the penultimate features h.
     pub embedding: Tensor,
+    /// Intermediate maps (N, H, W, C) from the first to the last, tracked in training; none unless the [`Ctx`] asks for
+    /// them. LeNet: after each pooling and relu. ResNet-18: the outputs of its four stages.
+    pub taps: Vec<Tensor>,
 }
 
 /// A network: a trunk that makes the embedding and a head that makes the logits.
 pub trait Net {
-    /// The penultimate features (N, D) of images (N, H, W, C).
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<Tensor>;
+    /// The penultimate features (N, D) of images (N, H, W, C), and the intermediate maps if the context asks for them.
+    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)>;
 
     /// Logits (N, C) of an embedding.
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor>;
@@ -398,10 +442,63 @@ pub trait Net {
     /// D
     fn embedding_width(&self) -> usize;
 
+    /// Channels of the intermediate maps.
+    fn tap_widths(&self) -> Vec<usize>;
+
     /// Trunk and head.
     fn forward(&self, x: &Tensor, cx: &Ctx) -> Result<Output> {
-        let embedding = self.trunk(x, cx)?;
+        let (embedding, taps) = self.trunk(x, cx)?;
         let logits = self.head(&embedding, cx)?;
-        Ok(Output { logits, embedding })
+        Ok(Output { logits, embedding, taps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lenet::LeNet;
+    use super::resnet::ResNet18;
+    use super::*;
+
+    /// METHODS 1.6, and 1.1: 21,840 parameters.
+    #[test]
+    fn taps_are_the_maps_of_the_study() {
+        type Case<'a> = (&'a dyn Fn(&mut Layout) -> Box<dyn Net>, [usize; 3], &'a [[usize; 3]]);
+        let cases: [Case; 3] = [
+            (&|l| Box::new(LeNet::new(l, 10)), [28, 28, 1], &[[12, 12, 10], [4, 4, 20]]),
+            (
+                &|l| Box::new(ResNet18::new(l, 4, [32, 3], 10).unwrap()),
+                [32, 32, 3],
+                &[[32, 32, 4], [16, 16, 8], [8, 8, 16], [4, 4, 32]],
+            ),
+            (
+                &|l| Box::new(ResNet18::new(l, 2, [64, 3], 10).unwrap()),
+                [64, 64, 3],
+                &[[64, 64, 2], [32, 32, 4], [16, 16, 8], [8, 8, 16]],
+            ),
+        ];
+        let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
+        for (make, [h, w, c], maps) in cases {
+            let mut layout = Layout::default();
+            let net = make(&mut layout);
+            let params = layout.init(&Device::Cpu, Rng::new(1)).unwrap();
+            let x: Vec<f32> = (0..2 * (h * w * c) as u64).map(|e| Rng::new(2).uniform(e)).collect();
+            let x = Tensor::new(&Device::Cpu, [2, h, w, c], &x).unwrap();
+            for mode in [Mode::Train, Mode::Eval] {
+                let cx = Ctx::new(mode, Rng::new(3), &clock, &params);
+                assert!(net.forward(&x, &cx).unwrap().taps.is_empty(), "nobody asked");
+                let out = net.forward(&x, &cx.with_taps()).unwrap();
+                let shapes: Vec<&[usize]> = out.taps.iter().map(|t| t.shape().dims()).collect();
+                let wanted: Vec<Vec<usize>> = maps.iter().map(|m| vec![2, m[0], m[1], m[2]]).collect();
+                assert_eq!(shapes, wanted);
+                assert_eq!(net.tap_widths(), maps.iter().map(|m| m[2]).collect::<Vec<_>>());
+                assert!(out.taps.iter().all(|t| t.is_tracked() == (mode == Mode::Train)));
+                // The last map is what the rest of the trunk reads.
+                let last = out.taps.last().unwrap().to_vec::<f32>().unwrap();
+                assert!(last.iter().all(|v| *v >= 0.0) && last.iter().any(|v| *v > 0.0));
+            }
+        }
+        let mut layout = Layout::default();
+        LeNet::new(&mut layout, 10);
+        assert_eq!(layout.init(&Device::Cpu, Rng::new(1)).unwrap().count(), 21_840);
     }
 }

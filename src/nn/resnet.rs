@@ -1,5 +1,5 @@
 //! ResNet-18 for small images, METHODS 1.2 and 1.3: 3×3 stem without max pooling, four stages of two basic blocks of
-//! width w, 2w, 4w, 8w, average pooling over 4×4 windows, one linear layer. Names are torchvision's.
+//! width w, 2w, 4w, 8w, average pooling, one linear layer. Names are torchvision's.
 
 use super::{Ctx, Layout, Mode, Net, Norm, Param};
 use crate::ops::{self, Conv, Then};
@@ -9,14 +9,19 @@ use crate::{Error, Result};
 /// Probability of dropout on h in query-time passes with dropout; there is none in training.
 const MC_DROPOUT: f32 = 0.2;
 
-/// Side of the last pooling's windows: one window for 32-pixel images, 2×2 for 64.
+/// Side of the last pooling's windows: one window for 32-pixel images, 2×2 for 64, as in the paper's code.
 const POOL: usize = 4;
 
-/// The network; 32-pixel images give D = 8w features, 64-pixel images 32w.
+/// The standard network pools over the whole map instead, whatever the size of the images.
+const STANDARD: usize = 64;
+
+/// The network; 32-pixel images give D = 8w features. 64-pixel images give 32w, but those of the standard width 8w.
 pub struct ResNet18 {
     stem: (Param, Norm),
     blocks: Vec<Block>,
     fc: [Param; 2],
+    width: usize,
+    pool: usize,
     embedding: usize,
 }
 
@@ -58,11 +63,12 @@ impl ResNet18 {
                 c = k;
             }
         }
-        let windows = side / 8 / POOL;
+        let pool = if width == STANDARD { side / 8 } else { POOL };
+        let windows = side / 8 / pool;
         let embedding = windows * windows * c;
         let fc =
             [layout.add_flat("fc.weight", classes, [windows, windows, c]), layout.add("fc.bias", [classes], embedding)];
-        Ok(ResNet18 { stem, blocks, fc, embedding })
+        Ok(ResNet18 { stem, blocks, fc, width, pool, embedding })
     }
 }
 
@@ -91,13 +97,17 @@ impl Block {
 }
 
 impl Net for ResNet18 {
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<Tensor> {
+    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut taps = Vec::new();
         let n = x.shape().nhwc("resnet18")?[0];
         let mut x = conv_norm(&cx.input(x)?, &self.stem, Conv { stride: 1, pad: 1 }, RELU, cx)?;
-        for block in &self.blocks {
-            x = block.forward(&x, cx)?;
+        for stage in self.blocks.chunks(2) {
+            for block in stage {
+                x = block.forward(&x, cx)?;
+            }
+            cx.tap(&mut taps, &x);
         }
-        ops::avg_pool2d(&ops::cast(&x, Dtype::F32)?, POOL)?.reshape([n, self.embedding])
+        Ok((ops::avg_pool2d(&ops::cast(&x, Dtype::F32)?, self.pool)?.reshape([n, self.embedding])?, taps))
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
@@ -110,6 +120,10 @@ impl Net for ResNet18 {
 
     fn embedding_width(&self) -> usize {
         self.embedding
+    }
+
+    fn tap_widths(&self) -> Vec<usize> {
+        (0..4).map(|stage| self.width << stage).collect()
     }
 }
 
@@ -127,11 +141,13 @@ mod tests {
             (64, 32, 10, 11_173_962),
             (64, 32, 43, 11_190_891),
             (64, 32, 100, 11_220_132),
+            (64, 64, 200, 11_271_432),
         ] {
             let mut layout = Layout::default();
             let net = ResNet18::new(&mut layout, width, [side, 3], classes).unwrap();
             assert_eq!(layout.slots.iter().map(|s| s.shape.len()).sum::<usize>(), count, "{width} {side} {classes}");
-            assert_eq!(net.embedding_width(), 8 * width * (side / 32) * (side / 32));
+            let windows = if width == 64 { 1 } else { (side / 32) * (side / 32) };
+            assert_eq!(net.embedding_width(), 8 * width * windows);
         }
         assert!(ResNet18::new(&mut Layout::default(), 16, [28, 1], 10).is_err());
     }

@@ -1,5 +1,6 @@
 //! Accuracy against budget as SVG: a mean line for each method, a band of one standard error around it.
 
+use crate::bench::epochs::EpochRecord;
 use crate::error::{Error, Result};
 use crate::report::{REFERENCE, Results};
 use plotters::coord::types::RangedCoordf64;
@@ -82,26 +83,9 @@ fn draw(results: &Results, form: Form, svg: &mut String) -> Result<(), Failure> 
         [100.0 * (s.mean - e), 100.0 * (s.mean + e)]
     });
     let (y0, y1) = bounds(spread, 0.06);
-    let mut chart: Chart = ChartBuilder::on(&area)
-        .margin(14)
-        .x_label_area_size(48)
-        .y_label_area_size(62)
-        .build_cartesian_2d(x0..x1, y0.max(0.0)..y1.min(101.0))?;
+    let names = ("labelled, % of the pool", "test accuracy, %");
+    let mut chart = frame(&area, (x0, x1), (y0.max(0.0), y1.min(101.0)), names)?;
     let text = ("sans-serif", 15).into_font().color(&INK);
-    chart
-        .configure_mesh()
-        .x_desc("labelled, % of the pool")
-        .y_desc("test accuracy, %")
-        .x_labels(8)
-        .y_labels(8)
-        .max_light_lines(0)
-        .bold_line_style(GRID)
-        .axis_style(INK)
-        .label_style(text.clone())
-        .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
-        .x_label_formatter(&|v| tick(*v, x1 - x0))
-        .y_label_formatter(&|v| tick(*v, y1 - y0))
-        .draw()?;
     let looks = looks(results);
     // Random last, so that no band hides the line everything is compared with.
     let order = (0..results.rows.len()).rev();
@@ -119,6 +103,69 @@ fn draw(results: &Results, form: Form, svg: &mut String) -> Result<(), Failure> 
             legend.draw(&PathElement::new(vec![(0, y), (30, y)], look.color.stroke_width(2)))?;
             marker(&mut |e| Ok(legend.draw(&e)?), (15, y), *look)?;
             legend.draw(&Text::new(row.name.clone(), (38, y - 8), text.clone()))?;
+        }
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Axes and grid.
+fn frame<'a, 'b>(
+    area: &DrawingArea<SVGBackend<'b>, plotters::coord::Shift>,
+    (x0, x1): (f64, f64),
+    (y0, y1): (f64, f64),
+    (x, y): (&str, &str),
+) -> Result<Chart<'a, 'b>, Failure> {
+    let mut chart: Chart = ChartBuilder::on(area)
+        .margin(14)
+        .x_label_area_size(48)
+        .y_label_area_size(62)
+        .build_cartesian_2d(x0..x1, y0..y1)?;
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .x_labels(8)
+        .y_labels(8)
+        .max_light_lines(0)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .label_style(("sans-serif", 15).into_font().color(&INK))
+        .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
+        .x_label_formatter(&|v| tick(*v, x1 - x0))
+        .y_label_formatter(&|v| tick(*v, y1 - y0))
+        .draw()?;
+    Ok(chart)
+}
+
+/// Draw the test accuracy (%) after each epoch and, below it, the mean training loss.
+pub fn training(title: &str, curve: &[EpochRecord]) -> Result<String> {
+    let mut svg = String::new();
+    draw_training(title, curve, &mut svg)
+        .map_err(|e| Error::Data { path: "curve.svg".into(), why: format!("the figure cannot be drawn: {e}") })?;
+    Ok(svg)
+}
+
+fn draw_training(title: &str, curve: &[EpochRecord], svg: &mut String) -> Result<(), Failure> {
+    let root = SVGBackend::with_string(svg, (720, 700)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let root = root.titled(title, ("sans-serif", 18).into_font().color(&INK))?;
+    let (above, below) = root.split_vertically(380);
+    let accuracy = |r: &EpochRecord| 100.0 * f64::from(r.correct) / f64::from(r.test_size.max(1));
+    let loss = |r: &EpochRecord| r.loss / f64::from(r.steps.max(1));
+    let points = |of: &dyn Fn(&EpochRecord) -> f64| -> Vec<(f64, f64)> {
+        curve.iter().map(|r| (f64::from(r.epoch) + 1.0, of(r))).collect()
+    };
+    for (area, points, name, color, top) in [
+        (above, points(&accuracy), "test accuracy, %", PALETTE[0], 101.0),
+        (below, points(&loss), "mean training loss", PALETTE[1], f64::INFINITY),
+    ] {
+        let x = bounds(points.iter().map(|p| p.0), 0.02);
+        let (y0, y1) = bounds(points.iter().map(|p| p.1), 0.06);
+        let mut chart = frame(&area, x, (y0.max(0.0), y1.min(top)), ("epoch", name))?;
+        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+        if let [(x, y)] = points[..] {
+            chart.draw_series([Circle::new((x, y), 3, color.filled())])?;
         }
     }
     root.present()?;
@@ -180,6 +227,6 @@ fn bounds(values: impl Iterator<Item = f64>, air: f64) -> (f64, f64) {
 
 /// As many decimals as the ticks of this range need.
 fn tick(v: f64, range: f64) -> String {
-    let digits = if range >= 8.0 { 0 } else { 1 };
+    let digits = if range >= 8.0 { 0 } else { usize::from(range < 0.8) + 1 };
     format!("{v:.digits$}")
 }

@@ -3,13 +3,14 @@
 mod eval;
 mod supervised;
 
-pub use eval::{Features, evaluate, extract};
-pub use supervised::{EpochEnd, Fit, Model, Recipe, Trainer};
+pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each};
+pub use supervised::{AfterEpoch, EpochEnd, Fit, Model, Recipe, Steps, Trainer, Training};
 
-use crate::Result;
 use crate::data::{Images, Spec};
 use crate::device::Device;
+use crate::error::human_bytes;
 use crate::tensor::{Buf, Tensor};
+use crate::{Error, Result};
 
 /// A split on the device.
 pub struct Resident {
@@ -55,12 +56,27 @@ pub struct DeviceData {
 impl DeviceData {
     /// Copies a data set to `device`.
     pub fn new(device: &Device, data: &crate::data::Dataset) -> Result<DeviceData> {
-        Ok(DeviceData {
-            spec: data.spec.clone(),
-            device: device.clone(),
-            train: Resident::new(device, &data.train)?,
-            test: Resident::new(device, &data.test)?,
-            test_labels: Buf::from_host(device, &data.test.labels)?,
+        let copy = || {
+            Ok(DeviceData {
+                spec: data.spec.clone(),
+                device: device.clone(),
+                train: Resident::new(device, &data.train)?,
+                test: Resident::new(device, &data.test)?,
+                test_labels: Buf::from_host(device, &data.test.labels)?,
+            })
+        };
+        copy().map_err(|e: Error| {
+            e.needed_for(|| {
+                let bytes = human_bytes(data.train.pixels.len() + data.test.pixels.len());
+                let images = data.train.n + data.test.n;
+                (format!("keeping the {images} images of {} ({bytes})", data.spec.id), "use smaller images".into())
+            })
         })
+    }
+
+    /// The same data for another network.
+    pub fn with_model(mut self, model: crate::data::Model) -> DeviceData {
+        self.spec.model = model;
+        self
     }
 }

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceData, evaluate};
+use super::{DeviceData, Evaluator, Pass};
 use crate::clock::Clock;
 use crate::data::{self, PoolIdx};
+use crate::device::Device;
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
 use crate::nn::resnet::ResNet18;
@@ -61,20 +62,26 @@ pub struct Model {
 impl Model {
     /// Fresh weights of the data set's network from the stream (seed, round).
     pub fn fresh(data: &DeviceData, seed: u64, round: u32) -> Result<Model> {
+        Model::build(&data.spec, &data.device, Rng::new(seed).at(Purpose::Init, round, 0))
+    }
+
+    /// The network that `spec` names, for its images and classes; `rng` draws the weights.
+    pub fn build(spec: &data::Spec, device: &Device, rng: Rng) -> Result<Model> {
         let mut layout = Layout::default();
-        let classes = data.spec.classes;
-        let net: Box<dyn Net> = match data.spec.model {
+        let classes = spec.classes;
+        let refuse = |why: String| Err(Error::Config { key: "model".into(), why });
+        let net: Box<dyn Net> = match spec.model {
+            data::Model::LeNet if [spec.h, spec.w, spec.c] != [28, 28, 1] => {
+                let size = format!("{}x{}x{}", spec.h, spec.w, spec.c);
+                return refuse(format!("LeNet wants images of 28x28x1, not {size}; resize them, or use ResNet-18"));
+            }
             data::Model::LeNet => Box::new(LeNet::new(&mut layout, classes)),
-            data::Model::ResNet18 if data.spec.h != data.spec.w => {
-                let why = format!("ResNet-18 wants square images, not {}x{}; resize them", data.spec.h, data.spec.w);
-                return Err(Error::Config { key: "model".into(), why });
+            data::Model::ResNet18 { .. } if spec.h != spec.w => {
+                return refuse(format!("ResNet-18 wants square images, not {}x{}; resize them", spec.h, spec.w));
             }
-            data::Model::ResNet18 => {
-                let width = 16; // the paper's code
-                Box::new(ResNet18::new(&mut layout, width, [data.spec.h, data.spec.c], classes)?)
-            }
+            data::Model::ResNet18 { width } => Box::new(ResNet18::new(&mut layout, width, [spec.h, spec.c], classes)?),
         };
-        let params = layout.init(&data.device, Rng::new(seed).at(Purpose::Init, round, 0))?;
+        let params = layout.init(device, rng)?;
         Ok(Model { net, params, classes })
     }
 }
@@ -90,7 +97,36 @@ pub struct EpochEnd {
     pub correct: u32,
     /// Images trained on per second, evaluation not counted.
     pub images_per_second: f64,
+    /// Seconds of training steps.
+    pub training_s: f64,
+    /// Seconds of the test pass.
+    pub evaluation_s: f64,
 }
+
+/// A training between two epochs: everything that the next one depends on.
+pub struct Training {
+    /// The weights.
+    pub model: Model,
+    /// The momentum.
+    pub sgd: Sgd,
+    /// Correct test images after each epoch so far.
+    pub correct: Vec<u32>,
+    /// Summed training loss of each epoch so far.
+    pub loss: Vec<f64>,
+}
+
+/// The steps of the epoch that has just ended.
+pub struct Steps<'a> {
+    /// Mean loss of each.
+    pub losses: &'a [f32],
+    /// Pool ids in the order in which they were trained on; fewer when a small last batch was left out.
+    pub order: &'a [u32],
+    /// Images per step but the last.
+    pub batch: usize,
+}
+
+/// What is done after an epoch; an error stops the training.
+pub type AfterEpoch<'a> = &'a mut dyn FnMut(&EpochEnd, &Training, &Steps) -> Result<()>;
 
 /// A trained model and how it got there.
 pub struct Fit {
@@ -142,17 +178,48 @@ impl Trainer<'_> {
 
     /// Trains a fresh model on the labelled examples (ascending ids, with their labels).
     pub fn fit(&self, round: u32, labelled: &[(PoolIdx, u32)]) -> Result<Fit> {
+        let mut training = self.start(round)?;
+        let (mut training_s, mut evaluation_s) = (0.0, 0.0);
+        self.go_on(round, labelled, &mut training, &mut |e, _, _| {
+            training_s += e.training_s;
+            evaluation_s += e.evaluation_s;
+            (self.on_epoch)(e)
+        })?;
+        let Training { model, correct, loss, .. } = training;
+        Ok(Fit { model, correct, loss, training_s, evaluation_s })
+    }
+
+    /// Fresh weights, before the first epoch.
+    pub fn start(&self, round: u32) -> Result<Training> {
+        let mut model = Model::fresh(self.data, self.seed, round)?;
+        model.params.set_precision(self.recipe.precision)?;
+        let clamp = Some(self.recipe.grad_clamp).filter(|c| *c > 0.0);
+        let sgd = Sgd::new(&model.params, self.recipe.momentum, self.recipe.weight_decay, clamp)?;
+        Ok(Training { model, sgd, correct: Vec::new(), loss: Vec::new() })
+    }
+
+    /// True when the last epoch changed the loss by less than the recipe cares for.
+    fn settled(&self, loss: &[f64]) -> bool {
+        matches!(loss, [.., before, last] if (last - before).abs() < self.recipe.early_stop)
+    }
+
+    /// Trains to the end of the recipe from wherever `training` is. The same bytes, however often it was interrupted.
+    pub fn go_on(
+        &self,
+        round: u32,
+        labelled: &[(PoolIdx, u32)],
+        training: &mut Training,
+        after: AfterEpoch,
+    ) -> Result<()> {
         let (data, recipe, device) = (self.data, self.recipe, &self.data.device);
         let rng = Rng::new(self.seed);
-        let mut model = Model::fresh(data, self.seed, round)?;
-        model.params.set_precision(recipe.precision)?;
-        let clamp = Some(recipe.grad_clamp).filter(|c| *c > 0.0);
-        let mut sgd = Sgd::new(&model.params, recipe.momentum, recipe.weight_decay, clamp)?;
         let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
         let spec = &data.spec;
         let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
         let view = view.stored_as(recipe.precision.dtype());
         let plain = self.plain_view()?;
+        let pass = Pass { view: &plain, batch: self.eval_batch, graphs: self.graphs };
+        let mut evaluator = Evaluator::new(data, pass)?;
 
         // Labels that are not revealed are no class at all: a step that touched one would stop the run.
         let mut labels = vec![u32::MAX; data.train.len()];
@@ -166,9 +233,11 @@ impl Trainer<'_> {
         let clock = Rc::new(Clock::new(device)?);
         let (mut full, mut tail) = (Replay::new(self.graphs), Replay::new(self.graphs));
 
-        let (mut correct, mut loss) = (Vec::new(), Vec::new());
-        let (mut training_s, mut evaluation_s) = (0.0, 0.0);
-        for epoch in 0..recipe.epochs {
+        for epoch in training.loss.len() as u32..recipe.epochs {
+            if self.settled(&training.loss) {
+                break;
+            }
+            let Training { model, sgd, .. } = &mut *training;
             let start = Instant::now();
             let shuffle = rng.at(Purpose::Shuffle, round, epoch).permutation(labelled.len());
             let ids: Vec<u32> = shuffle.iter().map(|i| labelled[*i as usize].0.0).collect();
@@ -176,41 +245,46 @@ impl Trainer<'_> {
             clock.start(epoch * sizes.len() as u32, epoch, rate_at(recipe.lr, &recipe.milestones, epoch))?;
             for &n in &sizes {
                 let replay = if n == recipe.batch { &mut full } else { &mut tail };
-                replay.run(device, || {
-                    let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
-                    let y = ops::gather_labels(&labels, &order, &clock, n)?;
-                    let rng = rng.at(Purpose::Dropout, round, 0);
-                    let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
-                    let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
-                    let grads = loss.backward(&model.params)?;
-                    let seen = cx.into_seen();
-                    ops::write_loss(&mut losses, &loss.detach(), &clock)?;
-                    drop(loss); // frees the graph's windows on the weights before they move
-                    sgd.step(&mut model.params, &grads, &clock)?;
-                    model.params.absorb(&seen)?;
-                    clock.advance(n)
-                })?;
+                replay
+                    .run(device, || {
+                        let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
+                        let y = ops::gather_labels(&labels, &order, &clock, n)?;
+                        let rng = rng.at(Purpose::Dropout, round, 0);
+                        let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
+                        let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
+                        let grads = loss.backward(&model.params)?;
+                        let seen = cx.into_seen();
+                        ops::write_loss(&mut losses, &loss.detach(), &clock)?;
+                        drop(loss); // frees the graph's windows on the weights before they move
+                        sgd.step(&mut model.params, &grads, &clock)?;
+                        model.params.absorb(&seen)?;
+                        clock.advance(n)
+                    })
+                    .map_err(|e| {
+                        e.needed_for(|| {
+                            let remedy = format!("use a smaller batch, such as --set train.batch={}", (n / 2).max(1));
+                            (format!("a training step of {n} images"), remedy)
+                        })
+                    })?;
             }
             let steps = losses.to_host()?;
             if let Some(step) = steps.iter().position(|l| !l.is_finite()) {
                 return Err(diverged(round, epoch, step, steps[step], recipe));
             }
-            training_s += start.elapsed().as_secs_f64();
-            let images_per_second = sizes.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64();
+            let training_s = start.elapsed().as_secs_f64();
+            let trained = sizes.iter().sum::<usize>();
+            let images_per_second = trained as f64 / training_s;
 
             let start = Instant::now();
-            correct.push(evaluate(&model, data, &plain, self.eval_batch)?);
-            evaluation_s += start.elapsed().as_secs_f64();
-            let sum: f64 = steps.iter().map(|l| f64::from(*l)).sum();
-            let settled = loss.last().is_some_and(|last: &f64| (sum - last).abs() < recipe.early_stop);
-            loss.push(sum);
-            let at = correct.len() - 1;
-            (self.on_epoch)(&EpochEnd { epoch, loss: sum, correct: correct[at], images_per_second })?;
-            if settled {
-                break;
-            }
+            let correct = evaluator.correct(model)?;
+            let evaluation_s = start.elapsed().as_secs_f64();
+            let loss = steps.iter().map(|l| f64::from(*l)).sum();
+            training.correct.push(correct);
+            training.loss.push(loss);
+            let end = EpochEnd { epoch, loss, correct, images_per_second, training_s, evaluation_s };
+            after(&end, training, &Steps { losses: &steps, order: &ids[..trained], batch: recipe.batch })?;
         }
-        Ok(Fit { model, correct, loss, training_s, evaluation_s })
+        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 11] = [
+    let parts: [(&str, fn()); 13] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("bf16", cases::rounded),
@@ -27,8 +27,10 @@ fn cuda_agrees_with_the_cpu() {
         ("training", training::lenet),
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),
+        ("evaluation", training::evaluation),
         ("graphs", training::graphs),
         ("memory", memory::all),
+        ("memory by purpose", memory::what_for),
     ];
     let wanted = std::env::var("DALCORE_TEST_PARTS").ok();
     let wanted: Option<Vec<&str>> = wanted.as_ref().map(|w| w.split(',').collect());

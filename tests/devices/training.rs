@@ -4,16 +4,16 @@ use std::rc::Rc;
 
 use dalcore::bench::config::{Config, Preset, Profile};
 use dalcore::clock::Clock;
-use dalcore::data::{Dataset, PoolIdx, synthetic};
+use dalcore::data::{self, Dataset, Images, PoolIdx, Spec, synthetic};
 use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
-use dalcore::ops::{self, AdamRule, Conv};
+use dalcore::ops::{self, AdamRule, Conv, View};
 use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{DeviceData, Fit, Trainer, extract};
+use dalcore::train::{DeviceData, Evaluator, Fit, Model, Pass, Trainer, extract};
 
 use crate::common::{assert_close, cuda, scale};
 
@@ -30,7 +30,8 @@ fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
     let fit = trainer.fit(2, &labelled).unwrap();
     let ids: Vec<u32> = (0..20).rev().collect();
     let view = trainer.plain_view().unwrap();
-    let logits = extract(&fit.model, &data.train, &ids, &view, 7).unwrap().logits.to_f64().unwrap();
+    let pass = Pass { view: &view, batch: 7, graphs };
+    let logits = extract(&fit.model, &data.train, &ids, pass).unwrap().logits.to_f64().unwrap();
     (fit, logits)
 }
 
@@ -172,6 +173,56 @@ pub fn variational() {
     // Noise good to 1e-6 and a few dozen roundings behind each gradient; six steps of at most 0.01 each, of which m / √v
     // passes on an error of m relative to ε = 1e-3 at worst.
     assert_close("weights", &eager, &host, |_| 6.0 * 0.01 * 5e-6 / 1e-3);
+}
+
+/// Test counts and features of LeNet and of a narrow ResNet-18, over batches that do and do not divide the images:
+/// eager and replayed the same bytes, every batch at its own place, and the CPU's numbers.
+pub fn evaluation() {
+    let run = |device: &Device, spec: &Spec, graphs: bool| {
+        let split = |n: usize, seed: u64| {
+            let size = n * spec.h * spec.w * spec.c;
+            let rng = Rng::new(seed);
+            Images {
+                n,
+                h: spec.h,
+                w: spec.w,
+                c: spec.c,
+                pixels: (0..size as u64).map(|e| rng.u32(e) as u8).collect(),
+                labels: (0..n as u64).map(|e| rng.u32(e) % spec.classes as u32).collect(),
+            }
+        };
+        let set = Dataset::new(spec, split(13, 1), split(9, 2));
+        let data = DeviceData::new(device, &set).unwrap();
+        let view = View::plain(device, &spec.mean, &spec.std).unwrap();
+        let (model, other) = (Model::fresh(&data, 1, 0).unwrap(), Model::fresh(&data, 2, 0).unwrap());
+        let ids: Vec<u32> = (0..13).rev().collect();
+        let (mut counts, mut rows) = (Vec::new(), Vec::new());
+        for batch in [4, 13] {
+            let pass = Pass { view: &view, batch, graphs };
+            let mut evaluator = Evaluator::new(&data, pass).unwrap();
+            // The third time every batch is a replay; another model's addresses are not those of the graph.
+            for m in [&model, &model, &model, &other] {
+                counts.push(evaluator.correct(m).unwrap());
+            }
+            let f = extract(&model, &data.train, &ids, pass).unwrap();
+            rows.push([f.logits.to_f64().unwrap(), f.embeddings.to_f64().unwrap()].concat());
+        }
+        assert!(counts.chunks(4).all(|c| c == &counts[..4]) && counts[0] == counts[2]);
+        assert!(rows.iter().all(|r| r == &rows[0]), "rows do not depend on the batch");
+        (counts, rows.swap_remove(0))
+    };
+    let lenet = Spec { classes: 3, ..synthetic::SPEC.clone() };
+    let resnet = Spec { model: data::Model::ResNet18 { width: 2 }, classes: 3, ..data::cifar::CIFAR10.clone() };
+    let mut differ = false;
+    for spec in [&lenet, &resnet] {
+        let host = run(&Device::Cpu, spec, true);
+        let Some(s) = cuda(0) else { return };
+        let eager = run(&s.device, spec, false);
+        assert_eq!(eager, run(&s.device, spec, true), "replaying a graph changes the bytes");
+        assert_close("features", &eager.1, &host.1, |_| 1e-4 * scale(&host.1));
+        differ |= host.0[0] != host.0[3];
+    }
+    assert!(differ, "models that all count the same prove nothing");
 }
 
 /// A small step replayed eight times; and a step that allocates more than its first run is refused.

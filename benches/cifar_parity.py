@@ -1,0 +1,209 @@
+"""ResNet-18 (width 16) on CIFAR-10 in dalcore and in PyTorch: same initial weights, same batches, no augmentation.
+
+    pip install torch safetensors numpy      (into a virtual environment)
+    python benches/cifar_parity.py --dalcore target/release/dalcore --data-dir DIR [--steps 100] [--epochs 2]
+
+dalcore writes the fresh network, the loss of every step and the images in it; PyTorch trains on the same. The order of
+the first epoch is computed here a second time from the documented generator (src/rng.rs).
+
+Tolerance. Training amplifies rounding: two correct programs that sum in another order drift apart, by a factor that
+nobody can write down beforehand, but that can be measured. The truth is PyTorch in float64. PyTorch in float32 is run on
+the given weights and on weights moved by half a unit in the last place (seeded, twice); its distance to the truth
+is what float32 costs here. dalcore must at no step be further from the truth than FACTOR times the largest distance that
+those runs have shown up to that step, and FLOOR (the rounding of one loss) is always allowed."""
+import argparse, json, pathlib, subprocess, sys, tarfile, time
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+FACTOR, FLOOR = 4.0, 2e-6
+
+p = argparse.ArgumentParser()
+p.add_argument("--dalcore", default="target/release/dalcore")
+p.add_argument("--data-dir", required=True, help="folder that holds cifar-10-binary.tar.gz, or a folder cifar10 with it")
+p.add_argument("--work", default="/tmp/cifar_parity", help="folder for dalcore's runs")
+p.add_argument("--out", help="JSON file for the numbers")
+p.add_argument("--steps", type=int, default=100)
+p.add_argument("--epochs", type=int, default=2)
+p.add_argument("--threads", type=int, default=2)
+args = p.parse_args()
+torch.set_num_threads(args.threads)
+BATCH, LR, MOMENTUM, DECAY, CLAMP, SEED = 256, 0.1, 0.9, 5e-4, 0.1, 10
+MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+
+
+def dalcore(name, epochs, *more):
+    out = pathlib.Path(args.work) / name
+    settings = [f"train.epochs={epochs}", "train.crop_pad=0", "train.flip=false", "train.milestones=[]"]
+    command = [args.dalcore, "train", "-v", "-d", "cifar10", "--preset", "paper", "--seed", str(SEED), "--device", "cpu"]
+    command += ["--data-dir", args.data_dir, "--out", str(out), "--threads", str(args.threads), *more]
+    command += [part for s in settings for part in ("--set", s)]
+    print("$", " ".join(command), flush=True)
+    subprocess.run(command, check=True)
+    return out / f"train-paper-clean/cifar10/resnet18-w16/seed-{SEED}"
+
+
+def cifar10():
+    found = [f for f in pathlib.Path(args.data_dir).rglob("cifar-10-binary.tar.gz")]
+    if not found:
+        sys.exit(f"no cifar-10-binary.tar.gz below {args.data_dir}")
+    raw = {}
+    with tarfile.open(found[0]) as tar:
+        for m in tar.getmembers():
+            if m.name.endswith(".bin"):
+                raw[m.name.split("/")[-1]] = np.frombuffer(tar.extractfile(m).read(), np.uint8).reshape(-1, 3073)
+    train = np.concatenate([raw[f"data_batch_{i}.bin"] for i in range(1, 6)])
+    split = lambda r: (torch.from_numpy(r[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(r[:, 0].astype(np.int64)))
+    return split(train), split(raw["test_batch.bin"])
+
+
+def shuffle(seed, epoch, n):
+    """Philox4x32-10 at [i, 3 << 24, round 0, epoch] for i = n - 1 ... 1, then Fisher-Yates with 64 bits a draw."""
+    i = np.arange(n, dtype=np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    c = [i, np.full(n, 3 << 24, np.uint64), np.zeros(n, np.uint64), np.full(n, epoch, np.uint64)]
+    k = [seed & 0xFFFFFFFF, seed >> 32]
+    for r in range(10):
+        if r:
+            k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+        p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [(p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k[0]), p1 & low, (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k[1]), p0 & low]
+    draw = [int(a) | int(b) << 32 for a, b in zip(c[0], c[1])]
+    order = list(range(n))
+    for j in range(n - 1, 0, -1):
+        other = draw[j] * (j + 1) >> 64
+        order[j], order[other] = order[other], order[j]
+    return order
+
+
+class Block(torch.nn.Module):
+    def __init__(self, c, k, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(c, k, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(k)
+        self.conv2 = torch.nn.Conv2d(k, k, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(k)
+        self.downsample = None
+        if stride != 1 or c != k:
+            self.downsample = torch.nn.Sequential(torch.nn.Conv2d(c, k, 1, stride, bias=False), torch.nn.BatchNorm2d(k))
+
+    def forward(self, x):
+        h = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(h + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(torch.nn.Module):
+    def __init__(self, width=16, classes=10):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(width)
+        c = width
+        for stage in range(4):
+            k = width << stage
+            blocks = torch.nn.Sequential(Block(c, k, 2 if stage else 1), Block(k, k, 1))
+            self.add_module(f"layer{stage + 1}", blocks)
+            c = k
+        self.fc = torch.nn.Linear(c, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.nn.functional.avg_pool2d(x, 4).flatten(1))
+
+
+def network(weights, dtype, nudge=None):
+    net = ResNet()
+    missing, unknown = net.load_state_dict(weights, strict=False)
+    assert not unknown and all(m.endswith("num_batches_tracked") for m in missing), (missing, unknown)
+    if nudge is not None:
+        g = torch.Generator().manual_seed(nudge)
+        with torch.no_grad():
+            for w in net.parameters():
+                w.mul_(1 + (torch.randint(0, 2, w.shape, generator=g) * 2 - 1) * 2.0**-24)
+    return net.to(dtype).to(memory_format=torch.channels_last)
+
+
+def view(pixels, ids, dtype):
+    shape = (1, 3, 1, 1)
+    mean, std = (torch.tensor(v, dtype=dtype).reshape(shape) for v in (MEAN, STD))
+    return ((pixels[ids].to(dtype) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def train(net, dtype, batches, each=lambda i: None):
+    """Losses of all steps."""
+    (pixels, labels), losses = train_set, []
+    opt = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+    for i, ids in enumerate(batches):
+        net.train()
+        opt.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(view(pixels, ids, dtype)), labels[ids])
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(net.parameters(), CLAMP)
+        opt.step()
+        losses.append(loss.item())
+        each(i)
+    return np.array(losses)
+
+
+def correct(net):
+    net.eval()
+    pixels, labels = test_set
+    with torch.no_grad():
+        parts = [net(view(pixels, ids, torch.float32)).argmax(1).eq(labels[ids]).sum() for ids in torch.arange(10_000).split(500)]
+    return int(sum(parts))
+
+
+fresh = dalcore("fresh", 0)
+trained = dalcore("trained", args.epochs, "--log-steps")
+weights = load_file(str(fresh / "model.safetensors"))
+steps = [json.loads(line) for line in (trained / "steps.jsonl").read_text().splitlines()]
+curve = [json.loads(line) for line in (trained / "curve.jsonl").read_text().splitlines()]
+train_set, test_set = cifar10()
+first = [i for s in steps if s["epoch"] == 0 for i in s["ids"]]
+assert first == shuffle(SEED, 0, 50_000)[: len(first)], "the order of the first epoch is not the documented permutation"
+print(f"order of the first epoch: {len(first)} images, as documented", flush=True)
+
+n = min(args.steps, len(steps))
+batches = [torch.tensor(s["ids"]) for s in steps]
+ours = np.array([s["loss"] for s in steps])
+start = time.time()
+truth = train(network(weights, torch.float64), torch.float64, batches[:n])
+rounding = np.zeros(n)
+for nudge in [None, 1, 2]:
+    losses = train(network(weights, torch.float32, nudge), torch.float32, batches[:n])
+    rounding = np.maximum(rounding, np.abs(losses - truth))
+allowed = np.maximum(FLOOR, FACTOR * np.maximum.accumulate(rounding))
+off = np.abs(ours[:n] - truth)
+worst = int(np.argmax(off / allowed))
+print(f"{n} steps, {time.time() - start:.0f} s in PyTorch. Distance to PyTorch in float64:", flush=True)
+print(f"{'step':>6} {'loss':>10} {'dalcore':>10} {'torch f32':>10} {'allowed':>10}")
+for i in sorted({0, 1, 2, 5, 10, 20, 30, 50, 70, n - 1, worst} & set(range(n))):
+    print(f"{i:>6} {truth[i]:>10.6f} {off[i]:>10.2e} {rounding[i]:>10.2e} {allowed[i]:>10.2e}")
+held = bool((off <= allowed).all())
+print(f"largest share of the allowance: {(off / allowed).max():.2f} at step {worst}: {'within' if held else 'OUTSIDE OF'} the tolerance", flush=True)
+
+net, tests, ends = network(weights, torch.float32), [], set(np.cumsum([c["steps"] for c in curve]) - 1)
+theirs = train(net, torch.float32, batches, lambda i: tests.append(correct(net)) if i in ends else None)
+rows, at = [], 0
+for c, t in zip(curve, tests):
+    span = slice(at, at + c["steps"])
+    at += c["steps"]
+    rows.append({
+        "epoch": c["epoch"] + 1,
+        "dalcore": {"mean_loss": float(ours[span].mean()), "correct": c["correct"]},
+        "torch": {"mean_loss": float(theirs[span].mean()), "correct": t},
+    })
+    a, b = rows[-1]["dalcore"], rows[-1]["torch"]
+    print(f"epoch {c['epoch'] + 1}: mean loss {a['mean_loss']:.4f} and {b['mean_loss']:.4f}, test accuracy {a['correct'] / 100:.2f} % and {b['correct'] / 100:.2f} % (dalcore, PyTorch)", flush=True)
+
+if args.out:
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "torch": torch.__version__, "threads": args.threads, "factor": FACTOR, "floor": FLOOR, "within_tolerance": held,
+        "steps": [{"step": i, "float64": truth[i], "dalcore_off": off[i], "torch_f32_off": rounding[i], "allowed": allowed[i]} for i in range(n)],
+        "epochs": rows, "manifest": json.loads((trained / "manifest.json").read_text()),
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+sys.exit(0 if held else 1)
