@@ -64,11 +64,20 @@ pub fn large() {
     }
 }
 
+/// Tensor cores, on the smallest tiles.
+pub fn small_rounded() {
+    rounded(ops::cases());
+}
+
+/// All widths of tiles.
+pub fn large_rounded() {
+    rounded(ops::large_cases());
+}
+
 /// In bf16: sums in f32 that differ by their order, then rounded to 8 bits, on both sides.
-pub fn rounded() {
+fn rounded(cases: Vec<&'static Case>) {
     let Some(s) = cuda(0) else { return };
-    let all = ops::cases().into_iter().chain(ops::large_cases());
-    for case in all.filter(|c| c.in_bf16()) {
+    for case in cases.into_iter().filter(|c| c.in_bf16()) {
         let (got, want) = (run_as(case, &s.device, Dtype::Bf16), run_as(case, &Device::Cpu, Dtype::Bf16));
         compare_rounded(case, &got, &want, 2f64.powi(-7));
     }

@@ -17,10 +17,11 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 13] = [
+    let parts: [(&str, fn()); 14] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
-        ("bf16", cases::rounded),
+        ("small cases in bf16", cases::small_rounded),
+        ("large cases in bf16", cases::large_rounded),
         ("rows do not depend on the batch", cases::batch_independence),
         ("functions without a gradient", functions::all),
         ("selection", selection::all),
