@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, store};
 use super::simd::{Level, level};
-use super::sparse;
+use super::{sparse, winograd};
 use crate::{lanes, simd};
 
 /// B cut into column panels of 8, 16 or 24 columns. Packed panels are (depth, width) contiguous and padded with
@@ -119,7 +119,7 @@ impl<'a> Panels<'a> {
     }
 
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
-    fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
+    pub(super) fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
         for &(at, nv) in &self.plan {
             let mut start = [0.0; 3 * LANES];
             let valid = (self.cols - at).min(nv * LANES);
@@ -145,10 +145,10 @@ impl<'a> Panels<'a> {
 
 /// How a row of A lies in memory: `count` runs of `len` floats, `stride` apart.
 #[derive(Clone, Copy)]
-struct Runs {
-    count: usize,
-    len: usize,
-    stride: usize,
+pub(super) struct Runs {
+    pub count: usize,
+    pub len: usize,
+    pub stride: usize,
 }
 
 /// One panel of the *rows* form.
@@ -272,7 +272,7 @@ lanes! {
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
-fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, (b, ldb): (&[f32], usize)) {
+pub(super) fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, (b, ldb): (&[f32], usize)) {
     let w = nv * LANES;
     let avx512 = level() == Level::Avx512;
     let most = match nv {
@@ -482,6 +482,9 @@ pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &G
     if y.is_empty() {
         return;
     }
+    if winograd::fits(g) {
+        return winograd::conv_fwd(y, x, w, bias, g);
+    }
     let b = Panels::from_cols(w, g.r * g.s * g.c, g.k);
     let (windows, runs, group) = (g.windows(), g.runs(), g.group());
     y.par_chunks_mut(group * g.y_len()).zip(x.par_chunks(group * g.x_len())).for_each(|(y, x)| {
@@ -504,6 +507,9 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     }
     if dy.is_empty() {
         return dx.fill(0.0);
+    }
+    if winograd::fits(g) {
+        return winograd::conv_dgrad(dx, dy, w, g);
     }
     let depth = g.r * g.s * g.c;
     let mut b = Panels::from_rows(w, g.k, depth);
@@ -569,6 +575,9 @@ const WGRAD_IMAGES: usize = 8;
 /// dw from dy and x: partial sums over fixed groups of images, added in order. Groups whose dy is mostly zeros take
 /// the short way to the same sums.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
+    if winograd::fits(g) {
+        return winograd::conv_wgrad(dw, dy, x, g);
+    }
     let depth = g.r * g.s * g.c;
     let plan = plan(g.k);
     let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
@@ -726,6 +735,10 @@ mod tests {
             (17, 9, 9, 5, 8, 3, 3, 3, 1),
             (2, 8, 9, 16, 24, 3, 3, 1, 1),
             (2, 8, 8, 5, 3, 1, 1, 1, 0),
+            // Winograd's: several images to a task, several tasks, cut windows, and every padding.
+            (19, 4, 4, 16, 32, 3, 3, 1, 1),
+            (3, 22, 19, 32, 16, 3, 3, 1, 0),
+            (2, 33, 17, 16, 16, 3, 3, 1, 2),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
             let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };

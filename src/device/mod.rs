@@ -9,6 +9,7 @@ pub mod launch;
 pub mod microkernel;
 pub mod simd;
 pub(crate) mod sparse;
+pub(crate) mod winograd;
 
 use std::rc::Rc;
 
