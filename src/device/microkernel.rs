@@ -118,8 +118,19 @@ impl<'a> Panels<'a> {
         }
     }
 
+    /// A(i, ..) B for the rows that start at `bases` and the 16 columns from `at`, which are there: y (rows, 16).
+    pub(super) fn pair(&self, y: &mut [f32], at: usize, x: &[f32], bases: &[u32], runs: Runs) {
+        let (b, ldb) = self.panel(at, 2);
+        let (w, start) = (2 * LANES, [0.0; 3 * LANES]);
+        let t = Rows { y, ld: w, valid: w, run_over: true, x, bases, runs, b, ldb, start };
+        match level() {
+            Level::Avx512 => rows_panel::<8, 2, 16>(t),
+            _ => rows_panel::<6, 2, 16>(t),
+        }
+    }
+
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
-    pub(super) fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
+    fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
         for &(at, nv) in &self.plan {
             let mut start = [0.0; 3 * LANES];
             let valid = (self.cols - at).min(nv * LANES);
@@ -277,6 +288,7 @@ pub(super) fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: u
     let avx512 = level() == Level::Avx512;
     let most = match nv {
         1 | 2 if avx512 && run.is_multiple_of(10) => 10,
+        1 | 2 if avx512 && run.is_multiple_of(8) => 8,
         1 | 2 => 6,
         _ if avx512 => 4,
         _ => 3,
@@ -290,6 +302,8 @@ pub(super) fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: u
         match (mr, nv) {
             (10, 1) => cols_tile::<10, 1>(t),
             (10, 2) => cols_tile::<10, 2>(t),
+            (8, 1) => cols_tile::<8, 1>(t),
+            (8, 2) => cols_tile::<8, 2>(t),
             (6, 1) => cols_tile::<6, 1>(t),
             (6, 2) => cols_tile::<6, 2>(t),
             (5, 1) => cols_tile::<5, 1>(t),

@@ -68,7 +68,7 @@ impl Plan {
         for image in 0..images {
             for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (2 * i, 2 * j))) {
                 tiles.push(Tile {
-                    x: (((image * padded[0] + i) * padded[1] + j) * g.c) as u32,
+                    x: (image * padded[0] * padded[1] * g.c + (i * padded[1] + j) * WIDE) as u32,
                     y: (((image * g.p + i) * g.q + j) * g.k) as u32,
                     rows: (g.p - i).min(2) as u8,
                     cols: (g.q - j).min(2) as u8,
@@ -83,33 +83,48 @@ impl Plan {
         &self.tiles[..self.tiles.len() / self.images * images]
     }
 
-    /// Copies images into `to`, whose borders are zeros and stay so.
+    /// Floats of a row of pixels of a padded image, and of all its rows.
+    fn row(&self) -> usize {
+        self.padded[1] * WIDE
+    }
+
+    fn panel(&self) -> usize {
+        self.padded[0] * self.row()
+    }
+
+    /// Copies images into `to`, (image, panel of channels, H, W, WIDE), whose borders are zeros and stay so.
     fn pad(&self, to: &mut Vec<f32>, x: &[f32]) {
-        let (g, [h, w]) = (&self.g, self.padded);
-        to.resize(self.images * h * w * g.c, 0.0);
-        for (to, x) in to.chunks_exact_mut(h * w * g.c).zip(x.chunks_exact(g.h * g.w * g.c)) {
-            for (row, x) in x.chunks_exact(g.w * g.c).enumerate() {
-                let at = ((row + g.pad) * w + g.pad) * g.c;
-                to[at..at + x.len()].copy_from_slice(x);
+        let g = &self.g;
+        let panels = g.c / WIDE;
+        to.resize(self.images * panels * self.panel(), 0.0);
+        for (i, x) in x.chunks_exact(g.w * g.c).enumerate() {
+            let (image, row) = (i / g.h, i % g.h);
+            for panel in 0..panels {
+                let at = (image * panels + panel) * self.panel() + (row + g.pad) * self.row() + g.pad * WIDE;
+                let to = &mut to[at..at + g.w * WIDE];
+                for (to, x) in to.chunks_exact_mut(WIDE).zip(x.chunks_exact(g.c)) {
+                    to.copy_from_slice(&x[panel * WIDE..][..WIDE]);
+                }
             }
         }
     }
 }
 
+/// WIDE channels of TILES transformed windows: (place, tile, WIDE).
+type Panel = [f32; PLACES * PLACE];
+
 /// Floats from one place to the next; a line more than a power of two, which would put all places into the same sets
 /// of the cache.
-fn apart(channels: usize) -> usize {
-    TILES * channels + WIDE
-}
+const PLACE: usize = TILES * WIDE + WIDE;
 
-/// Bᵀ d B for the rows `rows` of the places of all `tiles`: v (place, panel of channels, tile, WIDE).
+/// Bᵀ d B for the rows `rows` of the places of all `tiles`. x: (panel, H, W, WIDE)
 struct Input<'a> {
-    v: &'a mut [f32],
+    v: &'a mut [Panel],
     x: &'a [f32],
     tiles: &'a [Tile],
-    /// Floats of a pixel and of a row of pixels.
-    pixel: usize,
+    /// Floats of a row of pixels and of a panel of x.
     row: usize,
+    panel: usize,
     rows: [usize; 2],
 }
 
@@ -119,28 +134,29 @@ lanes! {
 
 #[inline(always)]
 fn input_body<V: Lane>(t: Input) {
-    let place = apart(t.pixel);
-    for (i, tile) in t.tiles.iter().enumerate() {
-        for c in (0..t.pixel).step_by(LANES) {
-            let mut d = [[V::splat(0.0); SIDE]; SIDE];
-            for r in 0..SIDE {
-                let x = &t.x[tile.x as usize + r * t.row + c..][..3 * t.pixel + LANES];
-                for s in 0..SIDE {
-                    d[r][s] = load(x, s * t.pixel);
+    for (panel, v) in t.v.iter_mut().enumerate() {
+        for (i, tile) in t.tiles.iter().enumerate().take(TILES) {
+            let x = &t.x[tile.x as usize + panel * t.panel..];
+            for half in [0, LANES] {
+                let mut d = [[V::splat(0.0); SIDE]; SIDE];
+                for r in 0..SIDE {
+                    let x = &x[r * t.row..][..SIDE * WIDE];
+                    for s in 0..SIDE {
+                        d[r][s] = load(x, s * WIDE + half);
+                    }
                 }
-            }
-            let v = &mut t.v[(c / WIDE * TILES + i) * WIDE + c % WIDE..];
-            for r in 0..SIDE {
-                if r < t.rows[0] || r >= t.rows[1] {
-                    continue;
-                }
-                let mut e = [V::splat(0.0); SIDE];
-                for s in 0..SIDE {
-                    e[s] = differences([d[0][s], d[1][s], d[2][s], d[3][s]])[r];
-                }
-                let e = differences(e);
-                for s in 0..SIDE {
-                    store(e[s], v, ((r - t.rows[0]) * SIDE + s) * place);
+                for r in 0..SIDE {
+                    if r < t.rows[0] || r >= t.rows[1] {
+                        continue;
+                    }
+                    let mut e = [V::splat(0.0); SIDE];
+                    for s in 0..SIDE {
+                        e[s] = differences([d[0][s], d[1][s], d[2][s], d[3][s]])[r];
+                    }
+                    let e = differences(e);
+                    for s in 0..SIDE {
+                        store(e[s], v, (r * SIDE + s) * PLACE + i * WIDE + half);
+                    }
                 }
             }
         }
@@ -153,29 +169,38 @@ fn differences<V: Lane>([a, b, c, d]: [V; SIDE]) -> [V; SIDE] {
     [a.sub(c), b.add(c), c.sub(b), b.sub(d)]
 }
 
-/// A dY Aᵀ like [`Input`]: v (place, panel of channels, tile, WIDE) from dy, whose pixels and rows are `pixel` and
-/// `row` floats apart.
+/// A dY Aᵀ for the rows `rows` of the places of all `tiles`.
+struct Cotangent<'a> {
+    v: &'a mut [Panel],
+    dy: &'a [f32],
+    tiles: &'a [Tile],
+    /// Floats of a pixel and of a row of pixels.
+    k: usize,
+    row: usize,
+    rows: [usize; 2],
+}
+
 #[inline(always)]
-fn cotangent_body<V: Lane>(t: Input) {
-    let place = apart(t.pixel);
-    for (i, tile) in t.tiles.iter().enumerate() {
-        for c in (0..t.pixel).step_by(LANES) {
-            let mut d = [[V::splat(0.0); 2]; 2];
-            for r in 0..2 {
-                for s in 0..2 {
-                    if r < tile.rows as usize && s < tile.cols as usize {
-                        d[r][s] = load(t.x, tile.y as usize + r * t.row + s * t.pixel + c);
+fn cotangent_body<V: Lane>(t: Cotangent) {
+    for (panel, v) in t.v.iter_mut().enumerate() {
+        for (i, tile) in t.tiles.iter().enumerate().take(TILES) {
+            for half in [0, LANES] {
+                let mut d = [[V::splat(0.0); 2]; 2];
+                for r in 0..2 {
+                    for s in 0..2 {
+                        if r < tile.rows as usize && s < tile.cols as usize {
+                            d[r][s] = load(t.dy, tile.y as usize + r * t.row + s * t.k + panel * WIDE + half);
+                        }
                     }
                 }
-            }
-            let v = &mut t.v[(c / WIDE * TILES + i) * WIDE + c % WIDE..];
-            for r in 0..SIDE {
-                if r < t.rows[0] || r >= t.rows[1] {
-                    continue;
-                }
-                let e = spread([spread([d[0][0], d[1][0]])[r], spread([d[0][1], d[1][1]])[r]]);
-                for s in 0..SIDE {
-                    store(e[s], v, ((r - t.rows[0]) * SIDE + s) * place);
+                for r in 0..SIDE {
+                    if r < t.rows[0] || r >= t.rows[1] {
+                        continue;
+                    }
+                    let e = spread([spread([d[0][0], d[1][0]])[r], spread([d[0][1], d[1][1]])[r]]);
+                    for s in 0..SIDE {
+                        store(e[s], v, (r * SIDE + s) * PLACE + i * WIDE + half);
+                    }
                 }
             }
         }
@@ -183,7 +208,7 @@ fn cotangent_body<V: Lane>(t: Input) {
 }
 
 lanes! {
-    fn cotangent(t: Input) = cotangent_body;
+    fn cotangent(t: Cotangent) = cotangent_body;
 }
 
 /// A y
@@ -192,10 +217,10 @@ fn spread<V: Lane>([a, b]: [V; 2]) -> [V; SIDE] {
     [a, a.add(b), a.sub(b), V::splat(0.0).sub(b)]
 }
 
-/// Aᵀ m A + bias for all `tiles`: m (place, tile, K), y with pixels of K and rows of `row` floats.
+/// Aᵀ m A + bias for WIDE filters, of which y starts with the first: pixels of `k` and rows of `row` floats.
 struct Output<'a> {
     y: &'a mut [f32],
-    m: &'a [f32],
+    m: &'a Panel,
     tiles: &'a [Tile],
     k: usize,
     row: usize,
@@ -208,24 +233,22 @@ lanes! {
 
 #[inline(always)]
 fn output_body<V: Lane>(t: Output) {
-    let place = apart(t.k);
-    for (i, tile) in t.tiles.iter().enumerate() {
-        for k in (0..t.k).step_by(LANES) {
-            let m = &t.m[i * t.k + k..];
+    for (i, tile) in t.tiles.iter().enumerate().take(TILES) {
+        for half in [0, LANES] {
             let mut e = [[V::splat(0.0); 2]; SIDE];
             for s in 0..SIDE {
                 let mut column = [V::splat(0.0); SIDE];
                 for r in 0..SIDE {
-                    column[r] = load(m, (r * SIDE + s) * place);
+                    column[r] = load(t.m, (r * SIDE + s) * PLACE + i * WIDE + half);
                 }
                 e[s] = gather(column);
             }
-            let bias: V = load(t.bias, k);
+            let bias: V = load(t.bias, half);
             for r in 0..2 {
                 let y = gather([e[0][r], e[1][r], e[2][r], e[3][r]]);
                 for s in 0..2 {
                     if r < tile.rows as usize && s < tile.cols as usize {
-                        store(y[s].add(bias), t.y, tile.y as usize + r * t.row + s * t.k + k);
+                        store(y[s].add(bias), t.y, tile.y as usize + r * t.row + s * t.k + half);
                     }
                 }
             }
@@ -304,20 +327,22 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
 
 fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geometry) {
     let plan = Plan::new(g, TILES);
-    let [in_place, out_place] = [apart(g.c), apart(g.k)];
-    let runs = Runs { count: g.c / WIDE, len: WIDE, stride: TILES * WIDE };
+    let runs = Runs { count: g.c / WIDE, len: WIDE, stride: PLACES * PLACE };
     let bases: Vec<u32> = (0..TILES).map(|i| (i * WIDE) as u32).collect();
     let (x_len, y_len) = (g.h * g.w * g.c, g.p * g.q * g.k);
-    let room = || (Vec::new(), vec![0.0; PLACES * in_place], vec![0.0; PLACES * out_place]);
+    let room = || (Vec::new(), vec![[0.0; PLACES * PLACE]; g.c / WIDE], Box::new([0.0; PLACES * PLACE]));
     let groups = y.par_chunks_mut(plan.images * y_len).zip(x.par_chunks(plan.images * x_len));
     groups.for_each_init(room, |(padded, v, m), (y, x)| {
         plan.pad(padded, x);
         for tiles in plan.tiles(x.len() / x_len).chunks(TILES) {
-            input(Input { v, x: padded, tiles, pixel: g.c, row: plan.padded[1] * g.c, rows: [0, SIDE] });
-            for ((v, m), filters) in v.chunks_exact(in_place).zip(m.chunks_exact_mut(out_place)).zip(filters) {
-                filters.rows(m, g.k, v, &bases[..tiles.len()], runs, None);
+            input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel(), rows: [0, SIDE] });
+            let v = v.as_flattened();
+            for (at, bias) in (0..g.k).step_by(WIDE).zip(bias.chunks_exact(WIDE)) {
+                for (place, (m, filters)) in m.chunks_exact_mut(PLACE).zip(filters).enumerate() {
+                    filters.pair(m, at, &v[place * PLACE..], &bases[..tiles.len()], runs);
+                }
+                output(Output { y: &mut y[at..], m, tiles, k: g.k, row: g.q * g.k, bias });
             }
-            output(Output { y, m, tiles, k: g.k, row: g.q * g.k, bias });
         }
     });
 }
@@ -346,26 +371,25 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
 }
 
 /// Memory that the tasks of a thread share: padded images, and both operands of the products.
-type Room = (Vec<f32>, Vec<f32>, Vec<f32>);
+type Room = (Vec<f32>, Vec<Panel>, Vec<Panel>);
 
 /// Σ (Bᵀ d B) ⊙ (A dY Aᵀ) for some rows of the places: (place, panel of filters, C, WIDE).
 fn wgrad_part(room: &mut Room, dy: &[f32], x: &[f32], plan: &Plan, rows: [usize; 2]) -> Vec<f32> {
     let g = &plan.g;
     let (padded, v, e) = room;
     plan.pad(padded, x);
-    let places = (rows[1] - rows[0]) * SIDE;
-    v.resize(places * apart(g.c), 0.0);
-    e.resize(places * apart(g.k), 0.0);
+    v.resize(g.c / WIDE, [0.0; PLACES * PLACE]);
+    e.resize(g.k / WIDE, [0.0; PLACES * PLACE]);
     let at: Vec<u32> = (0..TILES).map(|i| (i * WIDE) as u32).collect();
-    let mut acc = vec![0.0; places * g.k * g.c];
+    let mut acc = vec![0.0; (rows[1] - rows[0]) * SIDE * g.k * g.c];
     for tiles in plan.tiles(x.len() / (g.h * g.w * g.c)).chunks(TILES) {
-        input(Input { v, x: padded, tiles, pixel: g.c, row: plan.padded[1] * g.c, rows });
-        cotangent(Input { v: e, x: dy, tiles, pixel: g.k, row: g.q * g.k, rows });
-        let operands = v.chunks_exact(apart(g.c)).zip(e.chunks_exact(apart(g.k)));
-        for (acc, (v, e)) in acc.chunks_exact_mut(g.k * g.c).zip(operands) {
-            for (acc, e) in acc.chunks_exact_mut(WIDE * g.c).zip(e.chunks_exact(TILES * WIDE)) {
-                for (acc, v) in acc.chunks_exact_mut(WIDE * WIDE).zip(v.chunks_exact(TILES * WIDE)) {
-                    cols_run(acc, 2, v, &at[..tiles.len()], 0, WIDE, (e, WIDE));
+        input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel(), rows });
+        cotangent(Cotangent { v: e, dy, tiles, k: g.k, row: g.q * g.k, rows });
+        for (place, acc) in acc.chunks_exact_mut(g.k * g.c).enumerate() {
+            let place = (rows[0] * SIDE + place) * PLACE;
+            for (acc, e) in acc.chunks_exact_mut(WIDE * g.c).zip(&*e) {
+                for (acc, v) in acc.chunks_exact_mut(WIDE * WIDE).zip(&*v) {
+                    cols_run(acc, 2, &v[place..], &at[..tiles.len()], 0, WIDE, (&e[place..], WIDE));
                 }
             }
         }
