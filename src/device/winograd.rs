@@ -1,15 +1,19 @@
-//! 3×3 convolutions with stride 1 by Winograd's F(2×2, 3×3): 16 products give the 4 outputs that take 36 otherwise.
+//! 3×3 convolutions with stride 1 by Winograd's F(4×4, 3×3): 36 products give the 16 outputs that take 144 otherwise.
 //!
-//! Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A for a window d of 4×4 pixels, a filter g and 2×2 outputs Y, where
+//! Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A for a window d of 6×6 pixels, a filter g and 4×4 outputs Y. One row of G evaluates a
+//! polynomial with coefficients g at one of the points 0, ±√½, ±√2, ∞, and likewise Aᵀ; B interpolates. With these
+//! points, unlike with 0, ±1, ±2, ∞, the rounding is about that of the plain sums. With h = √½:
 //!
-//! Bᵀ = ⎡1  0 −1  0⎤   G = ⎡1  0  0⎤   Aᵀ = ⎡1 1  1  0⎤
-//!      ⎢0  1  1  0⎥       ⎢½  ½  ½⎥        ⎣0 1 −1 −1⎦
-//!      ⎢0 −1  1  0⎥       ⎢½ −½  ½⎥
-//!      ⎣0  1  0 −1⎦       ⎣0  0  1⎦
+//! Bᵀ = ⎡1   0  −5⁄2   0   1  0⎤   G = ⎡  1     0     0 ⎤   Aᵀ = ⎡1   1    1    1     1   0⎤
+//!      ⎢0 −2h   −2    h   1  0⎥       ⎢−2⁄3 −2⁄3 h −1⁄3⎥        ⎢0   h   −h   2h   −2h   0⎥
+//!      ⎢0  2h   −2   −h   1  0⎥       ⎢−2⁄3  2⁄3 h −1⁄3⎥        ⎢0  1⁄2  1⁄2   2     2   0⎥
+//!      ⎢0  −h  −1⁄2  2h   1  0⎥       ⎢ 1⁄6  1⁄3 h  1⁄3⎥        ⎣0 h⁄2 −h⁄2   4h  −4h   1⎦
+//!      ⎢0   h  −1⁄2 −2h   1  0⎥       ⎢ 1⁄6 −1⁄3 h  1⁄3⎥
+//!      ⎣0   1    0  −5⁄2  0  1⎦       ⎣  0     0     1 ⎦
 //!
-//! Summed over channels ⊙ is 16 matrix products, one for each of the 4×4 *places*. The gradient of g is the adjoint,
-//! Gᵀ [Σ (Bᵀ d B) ⊙ (A dY Aᵀ)] G; that of d is the convolution of dY with g turned by half a circle. All entries are
-//! 0, ±½ and ±1, so the rounding is that of the plain sums. Nothing depends on the batch or the number of threads.
+//! Summed over channels ⊙ is 36 matrix products, one for each of the 6×6 *places*. The gradient of g is the adjoint,
+//! Gᵀ [Σ (Bᵀ d B) ⊙ (A dY Aᵀ)] G; that of d is the convolution of dY with g turned by half a circle. Nothing depends
+//! on the number of threads, and no image on the others of its batch.
 
 #![allow(clippy::needless_range_loop)] // indices run over several small arrays at once
 
@@ -20,21 +24,26 @@ use super::microkernel::{Geometry, Panels, Runs, cols_run};
 use crate::lanes;
 
 /// Rows and columns of a transformed window, and all of its places.
-const SIDE: usize = 4;
+const SIDE: usize = 6;
 const PLACES: usize = SIDE * SIDE;
+/// Rows and columns of the outputs of a window.
+const OUT: usize = 4;
+/// √½
+const H: f32 = std::f32::consts::FRAC_1_SQRT_2;
 /// Windows transformed at a time: whole register tiles, and a place's share is small enough for the first cache.
 const TILES: usize = 64;
 /// Channels side by side in a transformed window.
 const WIDE: usize = 2 * LANES;
-/// Windows summed by one task of the weight gradient. Fixed, so that the order of the sum is.
-const WGRAD_TILES: usize = 512;
-/// Fewer groups than this share their places out among tasks too.
-const FEW_GROUPS: usize = 8;
+/// Images whose weight gradients are summed by one task, in units of [`Plan::images`]. Fixed, so that the order of the
+/// sum is.
+const WGRAD_UNITS: usize = 4;
+/// Filters of one task of the weight gradient.
+const WGRAD_FILTERS: usize = 64;
 
 /// Whether the geometry is ours: whole registers of channels, and fewer products in spite of cut windows.
 pub fn fits(g: &Geometry) -> bool {
     let (r, s) = (g.r, g.s);
-    let products = PLACES * g.p.div_ceil(2) * g.q.div_ceil(2);
+    let products = PLACES * g.p.div_ceil(OUT) * g.q.div_ceil(OUT);
     (r, s, g.stride) == (3, 3, 1) && g.pad < 3 && g.c % WIDE == 0 && g.k % WIDE == 0 && 3 * products < 2 * 9 * g.p * g.q
 }
 
@@ -44,12 +53,12 @@ struct Tile {
     /// Where it starts in the padded images, and its outputs in theirs.
     x: u32,
     y: u32,
-    /// Rows and columns of its outputs that exist: 1 or 2.
+    /// Rows and columns of its outputs that exist.
     rows: u8,
     cols: u8,
 }
 
-/// How the images of one task are cut into windows.
+/// How images are cut into windows, a few images at a time.
 struct Plan {
     g: Geometry,
     images: usize,
@@ -59,26 +68,25 @@ struct Plan {
 }
 
 impl Plan {
-    /// Tasks of at least `least` windows.
-    fn new(g: &Geometry, least: usize) -> Plan {
-        let (down, across) = (g.p.div_ceil(2), g.q.div_ceil(2));
-        let padded = [2 * down + 2, 2 * across + 2];
-        let images = least.div_ceil(down * across);
+    fn new(g: &Geometry) -> Plan {
+        let (down, across) = (g.p.div_ceil(OUT), g.q.div_ceil(OUT));
+        let padded = [OUT * down + 2, OUT * across + 2];
+        let images = TILES.div_ceil(down * across);
         let mut tiles = Vec::with_capacity(images * down * across);
         for image in 0..images {
-            for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (2 * i, 2 * j))) {
+            for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (OUT * i, OUT * j))) {
                 tiles.push(Tile {
                     x: (image * padded[0] * padded[1] * g.c + (i * padded[1] + j) * WIDE) as u32,
                     y: (((image * g.p + i) * g.q + j) * g.k) as u32,
-                    rows: (g.p - i).min(2) as u8,
-                    cols: (g.q - j).min(2) as u8,
+                    rows: (g.p - i).min(OUT) as u8,
+                    cols: (g.q - j).min(OUT) as u8,
                 });
             }
         }
         Plan { g: *g, images, padded, tiles }
     }
 
-    /// The windows of the images of a task, of which the last may have fewer.
+    /// The windows of so many images.
     fn tiles(&self, images: usize) -> &[Tile] {
         &self.tiles[..self.tiles.len() / self.images * images]
     }
@@ -117,7 +125,7 @@ type Panel = [f32; PLACES * PLACE];
 /// of the cache.
 const PLACE: usize = TILES * WIDE + WIDE;
 
-/// Bᵀ d B for the rows `rows` of the places of all `tiles`. x: (panel, H, W, WIDE)
+/// Bᵀ d B for all `tiles`. x: (panel, H, W, WIDE)
 struct Input<'a> {
     v: &'a mut [Panel],
     x: &'a [f32],
@@ -125,7 +133,6 @@ struct Input<'a> {
     /// Floats of a row of pixels and of a panel of x.
     row: usize,
     panel: usize,
-    rows: [usize; 2],
 }
 
 lanes! {
@@ -141,21 +148,16 @@ fn input_body<V: Lane>(t: Input) {
                 let mut d = [[V::splat(0.0); SIDE]; SIDE];
                 for r in 0..SIDE {
                     let x = &x[r * t.row..][..SIDE * WIDE];
-                    for s in 0..SIDE {
-                        d[r][s] = load(x, s * WIDE + half);
-                    }
-                }
-                for r in 0..SIDE {
-                    if r < t.rows[0] || r >= t.rows[1] {
-                        continue;
-                    }
                     let mut e = [V::splat(0.0); SIDE];
                     for s in 0..SIDE {
-                        e[s] = differences([d[0][s], d[1][s], d[2][s], d[3][s]])[r];
+                        e[s] = load(x, s * WIDE + half);
                     }
-                    let e = differences(e);
-                    for s in 0..SIDE {
-                        store(e[s], v, (r * SIDE + s) * PLACE + i * WIDE + half);
+                    d[r] = interpolate(e);
+                }
+                for s in 0..SIDE {
+                    let e = interpolate([d[0][s], d[1][s], d[2][s], d[3][s], d[4][s], d[5][s]]);
+                    for r in 0..SIDE {
+                        store(e[r], v, (r * SIDE + s) * PLACE + i * WIDE + half);
                     }
                 }
             }
@@ -165,11 +167,22 @@ fn input_body<V: Lane>(t: Input) {
 
 /// Bᵀ d
 #[inline(always)]
-fn differences<V: Lane>([a, b, c, d]: [V; SIDE]) -> [V; SIDE] {
-    [a.sub(c), b.add(c), c.sub(b), b.sub(d)]
+fn interpolate<V: Lane>(d: [V; SIDE]) -> [V; SIDE] {
+    let (two, half, far) = (V::splat(-2.0), V::splat(-0.5), V::splat(-2.5));
+    let (even, odd) = (two.mul_add(d[2], d[4]), two.mul_add(d[1], d[3]));
+    let [b, c] = plus_minus(H, odd, even);
+    let (even, odd) = (half.mul_add(d[2], d[4]), half.mul_add(d[1], d[3]));
+    let [e, f] = plus_minus(2.0 * H, odd, even);
+    [far.mul_add(d[2], d[0].add(d[4])), b, c, e, f, far.mul_add(d[3], d[1].add(d[5]))]
 }
 
-/// A dY Aᵀ for the rows `rows` of the places of all `tiles`.
+/// even ± a · odd
+#[inline(always)]
+fn plus_minus<V: Lane>(a: f32, odd: V, even: V) -> [V; 2] {
+    [V::splat(a).mul_add(odd, even), V::splat(-a).mul_add(odd, even)]
+}
+
+/// A dY Aᵀ for all `tiles`. dy starts with the first of the filters.
 struct Cotangent<'a> {
     v: &'a mut [Panel],
     dy: &'a [f32],
@@ -177,7 +190,6 @@ struct Cotangent<'a> {
     /// Floats of a pixel and of a row of pixels.
     k: usize,
     row: usize,
-    rows: [usize; 2],
 }
 
 #[inline(always)]
@@ -185,21 +197,20 @@ fn cotangent_body<V: Lane>(t: Cotangent) {
     for (panel, v) in t.v.iter_mut().enumerate() {
         for (i, tile) in t.tiles.iter().enumerate().take(TILES) {
             for half in [0, LANES] {
-                let mut d = [[V::splat(0.0); 2]; 2];
-                for r in 0..2 {
-                    for s in 0..2 {
-                        if r < tile.rows as usize && s < tile.cols as usize {
-                            d[r][s] = load(t.dy, tile.y as usize + r * t.row + s * t.k + panel * WIDE + half);
+                let mut d = [[V::splat(0.0); SIDE]; OUT];
+                for r in 0..OUT.min(tile.rows as usize) {
+                    let mut e = [V::splat(0.0); OUT];
+                    for s in 0..OUT {
+                        if s < tile.cols as usize {
+                            e[s] = load(t.dy, tile.y as usize + r * t.row + s * t.k + panel * WIDE + half);
                         }
                     }
+                    d[r] = evaluate(e);
                 }
-                for r in 0..SIDE {
-                    if r < t.rows[0] || r >= t.rows[1] {
-                        continue;
-                    }
-                    let e = spread([spread([d[0][0], d[1][0]])[r], spread([d[0][1], d[1][1]])[r]]);
-                    for s in 0..SIDE {
-                        store(e[s], v, (r * SIDE + s) * PLACE + i * WIDE + half);
+                for s in 0..SIDE {
+                    let e = evaluate([d[0][s], d[1][s], d[2][s], d[3][s]]);
+                    for r in 0..SIDE {
+                        store(e[r], v, (r * SIDE + s) * PLACE + i * WIDE + half);
                     }
                 }
             }
@@ -213,8 +224,11 @@ lanes! {
 
 /// A y
 #[inline(always)]
-fn spread<V: Lane>([a, b]: [V; 2]) -> [V; SIDE] {
-    [a, a.add(b), a.sub(b), V::splat(0.0).sub(b)]
+fn evaluate<V: Lane>([a, b, c, d]: [V; OUT]) -> [V; SIDE] {
+    let (half, two) = (V::splat(0.5), V::splat(2.0));
+    let [e, f] = plus_minus(H, half.mul_add(d, b), half.mul_add(c, a));
+    let [g, h] = plus_minus(2.0 * H, two.mul_add(d, b), two.mul_add(c, a));
+    [a, e, f, g, h, d]
 }
 
 /// Aᵀ m A + bias for WIDE filters, of which y starts with the first: pixels of `k` and rows of `row` floats.
@@ -235,20 +249,20 @@ lanes! {
 fn output_body<V: Lane>(t: Output) {
     for (i, tile) in t.tiles.iter().enumerate().take(TILES) {
         for half in [0, LANES] {
-            let mut e = [[V::splat(0.0); 2]; SIDE];
-            for s in 0..SIDE {
-                let mut column = [V::splat(0.0); SIDE];
-                for r in 0..SIDE {
-                    column[r] = load(t.m, (r * SIDE + s) * PLACE + i * WIDE + half);
+            let mut e = [[V::splat(0.0); OUT]; SIDE];
+            for r in 0..SIDE {
+                let mut row = [V::splat(0.0); SIDE];
+                for s in 0..SIDE {
+                    row[s] = load(t.m, (r * SIDE + s) * PLACE + i * WIDE + half);
                 }
-                e[s] = gather(column);
+                e[r] = gather(row);
             }
             let bias: V = load(t.bias, half);
-            for r in 0..2 {
-                let y = gather([e[0][r], e[1][r], e[2][r], e[3][r]]);
-                for s in 0..2 {
-                    if r < tile.rows as usize && s < tile.cols as usize {
-                        store(y[s].add(bias), t.y, tile.y as usize + r * t.row + s * t.k + half);
+            for s in 0..OUT.min(tile.cols as usize) {
+                let y = gather([e[0][s], e[1][s], e[2][s], e[3][s], e[4][s], e[5][s]]);
+                for r in 0..OUT {
+                    if r < tile.rows as usize {
+                        store(y[r].add(bias), t.y, tile.y as usize + r * t.row + s * t.k + half);
                     }
                 }
             }
@@ -258,31 +272,40 @@ fn output_body<V: Lane>(t: Output) {
 
 /// Aᵀ m
 #[inline(always)]
-fn gather<V: Lane>([a, b, c, d]: [V; SIDE]) -> [V; 2] {
-    [a.add(b).add(c), b.sub(c).sub(d)]
+fn gather<V: Lane>(m: [V; SIDE]) -> [V; OUT] {
+    let (half, one, two, four) = (V::splat(0.5), V::splat(H), V::splat(2.0), V::splat(4.0));
+    let (even, odd) = (m[1].add(m[2]), m[1].sub(m[2]));
+    let (outer_even, outer_odd) = (m[3].add(m[4]), m[3].sub(m[4]));
+    [
+        m[0].add(even).add(outer_even),
+        one.mul(two.mul_add(outer_odd, odd)),
+        half.mul_add(even, two.mul(outer_even)),
+        one.mul_add(four.mul_add(outer_odd, half.mul(odd)), m[5]),
+    ]
 }
 
 lanes! {
-    /// Row `row` of G g Gᵀ for all filters w (K, 3, 3, C): u (4, K, C).
-    fn filters(u: &mut [f32], w: &[f32], row: usize, channels: usize) = filters_body;
+    /// G g Gᵀ for filters w (3, 3, C) of all channels: u (place, K, C) at the filter. `back` turns g by half a circle.
+    fn filter(u: &mut [f32], place: usize, w: &[f32], back: bool) = filter_body;
 }
 
 #[inline(always)]
-fn filters_body<V: Lane>(u: &mut [f32], w: &[f32], row: usize, channels: usize) {
-    let place = w.len() / 9;
-    for (k, w) in w.chunks_exact(9 * channels).enumerate() {
-        for c in (0..channels).step_by(LANES) {
-            let mut e = [V::splat(0.0); 3];
+fn filter_body<V: Lane>(u: &mut [f32], place: usize, w: &[f32], back: bool) {
+    let channels = w.len() / 9;
+    for c in (0..channels).step_by(LANES) {
+        let mut e = [[V::splat(0.0); SIDE]; 3];
+        for r in 0..3 {
+            let mut row = [V::splat(0.0); 3];
             for s in 0..3 {
-                let mut column = [V::splat(0.0); 3];
-                for r in 0..3 {
-                    column[r] = load(w, (r * 3 + s) * channels + c);
-                }
-                e[s] = halves(column)[row];
+                let tap = if back { 8 - (r * 3 + s) } else { r * 3 + s };
+                row[s] = load(w, tap * channels + c);
             }
-            let e = halves(e);
-            for s in 0..SIDE {
-                store(e[s], u, s * place + k * channels + c);
+            e[r] = grow(row);
+        }
+        for s in 0..SIDE {
+            let column = grow([e[0][s], e[1][s], e[2][s]]);
+            for r in 0..SIDE {
+                store(column[r], u, (r * SIDE + s) * place + c);
             }
         }
     }
@@ -290,26 +313,23 @@ fn filters_body<V: Lane>(u: &mut [f32], w: &[f32], row: usize, channels: usize) 
 
 /// G g
 #[inline(always)]
-fn halves<V: Lane>([a, b, c]: [V; 3]) -> [V; SIDE] {
-    let half = V::splat(0.5);
-    let (zero, outer) = (V::splat(0.0), a.add(c));
-    let (b, outer) = (half.mul_add(b, zero), half.mul_add(outer, zero));
-    [a, outer.add(b), outer.sub(b), c]
+fn grow<V: Lane>([a, b, c]: [V; 3]) -> [V; SIDE] {
+    let (half, two) = (V::splat(0.5), V::splat(2.0));
+    let (near, far) = (V::splat(-2.0 / 3.0), V::splat(1.0 / 6.0));
+    let [d, e] = plus_minus(H, b, half.mul_add(c, a));
+    let [f, g] = plus_minus(2.0 * H, b, two.mul_add(c, a));
+    [a, near.mul(d), near.mul(e), far.mul(f), far.mul(g), c]
 }
 
 /// The transformed filters w (K, 3, 3, C), ready for the products: of the convolution, or of the one that gives dx.
 fn panels(w: &[f32], g: &Geometry, back: bool) -> Vec<Panels<'static>> {
     let place = g.k * g.c;
     let mut u = vec![0.0; PLACES * place];
-    u.par_chunks_mut(SIDE * place).enumerate().for_each(|(row, u)| filters(u, w, row, g.c));
-    (0..PLACES)
-        .into_par_iter()
-        .map(|at| {
-            // Half a turn of the filter exchanges the outer rows, and the outer columns.
-            let turn = |i: usize| if back && i % 3 == 0 { 3 - i } else { i };
-            let u = &u[(turn(at / SIDE) * SIDE + turn(at % SIDE)) * place..][..place];
-            if back { Panels::from_rows(u, g.k, g.c) } else { Panels::from_cols(u, g.c, g.k) }
-        })
+    for (k, w) in w.chunks_exact(9 * g.c).enumerate() {
+        filter(&mut u[k * g.c..], place, w, back);
+    }
+    u.par_chunks(place)
+        .map(|u| if back { Panels::from_rows(u, g.k, g.c) } else { Panels::from_cols(u, g.c, g.k) })
         .collect()
 }
 
@@ -326,7 +346,7 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
 }
 
 fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geometry) {
-    let plan = Plan::new(g, TILES);
+    let plan = Plan::new(g);
     let runs = Runs { count: g.c / WIDE, len: WIDE, stride: PLACES * PLACE };
     let bases: Vec<u32> = (0..TILES).map(|i| (i * WIDE) as u32).collect();
     let (x_len, y_len) = (g.h * g.w * g.c, g.p * g.q * g.k);
@@ -335,7 +355,7 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geom
     groups.for_each_init(room, |(padded, v, m), (y, x)| {
         plan.pad(padded, x);
         for tiles in plan.tiles(x.len() / x_len).chunks(TILES) {
-            input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel(), rows: [0, SIDE] });
+            input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel() });
             let v = v.as_flattened();
             for (at, bias) in (0..g.k).step_by(WIDE).zip(bias.chunks_exact(WIDE)) {
                 for (place, (m, filters)) in m.chunks_exact_mut(PLACE).zip(filters).enumerate() {
@@ -349,47 +369,49 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geom
 
 /// dw from dy and x: sums over fixed groups of images, added in order.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
-    let plan = Plan::new(g, WGRAD_TILES);
-    let (x_len, y_len) = (plan.images * g.h * g.w * g.c, plan.images * g.p * g.q * g.k);
-    let groups = x.len().div_ceil(x_len);
-    // A place's sum is the same whoever computes it.
-    let split = if groups < FEW_GROUPS { SIDE } else { 1 };
-    let rows = SIDE / split;
+    let plan = Plan::new(g);
+    let images = WGRAD_UNITS * plan.images;
+    let (x_len, y_len) = (images * g.h * g.w * g.c, images * g.p * g.q * g.k);
+    let (groups, split) = (x.len().div_ceil(x_len), g.k.div_ceil(WGRAD_FILTERS));
     let parts: Vec<Vec<f32>> = (0..groups * split)
         .into_par_iter()
         .map_init(Default::default, |room, task| {
-            let of = |all: &'_ [f32], len: usize| task / split * len..all.len().min((task / split + 1) * len);
-            let first = task % split * rows;
-            wgrad_part(room, &dy[of(dy, y_len)], &x[of(x, x_len)], &plan, [first, first + rows])
+            let (group, filter) = (task / split, task % split * WGRAD_FILTERS);
+            let dy = &dy[group * y_len..dy.len().min((group + 1) * y_len)];
+            let x = &x[group * x_len..x.len().min((group + 1) * x_len)];
+            wgrad_part(room, dy, x, &plan, [filter, g.k.min(filter + WGRAD_FILTERS)])
         })
         .collect();
-    let parts: Vec<&[f32]> = parts.iter().map(|p| &p[..]).collect();
     dw.par_chunks_mut(WIDE * 9 * g.c).enumerate().for_each(|(panel, dw)| {
-        let parts = Parts { parts: &parts, split, at: panel * WIDE * g.c, place: g.k * g.c, channels: g.c };
-        wgrad_sum(dw, parts);
+        let (first, at) = (panel * WIDE / WGRAD_FILTERS, panel * WIDE % WGRAD_FILTERS * g.c);
+        let parts: Vec<&[f32]> = parts.iter().skip(first).step_by(split).map(|p| &p[..]).collect();
+        wgrad_sum(dw, &parts, at, g.c);
     });
 }
 
 /// Memory that the tasks of a thread share: padded images, and both operands of the products.
 type Room = (Vec<f32>, Vec<Panel>, Vec<Panel>);
 
-/// Σ (Bᵀ d B) ⊙ (A dY Aᵀ) for some rows of the places: (place, panel of filters, C, WIDE).
-fn wgrad_part(room: &mut Room, dy: &[f32], x: &[f32], plan: &Plan, rows: [usize; 2]) -> Vec<f32> {
-    let g = &plan.g;
+/// Σ (Bᵀ d B) ⊙ (A dY Aᵀ) for the filters from `from` to `to`: (place, panel of filters, C, WIDE).
+fn wgrad_part(room: &mut Room, dy: &[f32], x: &[f32], plan: &Plan, [from, to]: [usize; 2]) -> Vec<f32> {
+    let (g, size) = (&plan.g, (to - from) * plan.g.c);
     let (padded, v, e) = room;
-    plan.pad(padded, x);
     v.resize(g.c / WIDE, [0.0; PLACES * PLACE]);
-    e.resize(g.k / WIDE, [0.0; PLACES * PLACE]);
+    e.resize((to - from) / WIDE, [0.0; PLACES * PLACE]);
     let at: Vec<u32> = (0..TILES).map(|i| (i * WIDE) as u32).collect();
-    let mut acc = vec![0.0; (rows[1] - rows[0]) * SIDE * g.k * g.c];
-    for tiles in plan.tiles(x.len() / (g.h * g.w * g.c)).chunks(TILES) {
-        input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel(), rows });
-        cotangent(Cotangent { v: e, dy, tiles, k: g.k, row: g.q * g.k, rows });
-        for (place, acc) in acc.chunks_exact_mut(g.k * g.c).enumerate() {
-            let place = (rows[0] * SIDE + place) * PLACE;
-            for (acc, e) in acc.chunks_exact_mut(WIDE * g.c).zip(&*e) {
-                for (acc, v) in acc.chunks_exact_mut(WIDE * WIDE).zip(&*v) {
-                    cols_run(acc, 2, &v[place..], &at[..tiles.len()], 0, WIDE, (&e[place..], WIDE));
+    let mut acc = vec![0.0; PLACES * size];
+    let (x_len, y_len) = (g.h * g.w * g.c, g.p * g.q * g.k);
+    for (x, dy) in x.chunks(plan.images * x_len).zip(dy.chunks(plan.images * y_len)) {
+        plan.pad(padded, x);
+        for tiles in plan.tiles(x.len() / x_len).chunks(TILES) {
+            input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel() });
+            cotangent(Cotangent { v: e, dy: &dy[from..], tiles, k: g.k, row: g.q * g.k });
+            for (place, acc) in acc.chunks_exact_mut(size).enumerate() {
+                for (acc, e) in acc.chunks_exact_mut(WIDE * g.c).zip(&*e) {
+                    for (acc, v) in acc.chunks_exact_mut(WIDE * WIDE).zip(&*v) {
+                        let (v, e) = (&v[place * PLACE..], &e[place * PLACE..]);
+                        cols_run(acc, 2, v, &at[..tiles.len()], 0, WIDE, (e, WIDE));
+                    }
                 }
             }
         }
@@ -397,51 +419,40 @@ fn wgrad_part(room: &mut Room, dy: &[f32], x: &[f32], plan: &Plan, rows: [usize;
     acc
 }
 
-/// What all groups found for one panel of filters.
-struct Parts<'a> {
-    parts: &'a [&'a [f32]],
-    /// Parts of a group.
-    split: usize,
-    /// Where the panel starts in each place, and the floats of a place.
-    at: usize,
-    place: usize,
-    channels: usize,
-}
-
 lanes! {
-    /// Gᵀ (Σ over groups) G: dw (WIDE, 3, 3, C).
-    fn wgrad_sum(dw: &mut [f32], parts: Parts) = wgrad_sum_body;
+    /// Gᵀ (Σ over groups) G for WIDE filters, which start at `at` in each place: dw (WIDE, 3, 3, C).
+    fn wgrad_sum(dw: &mut [f32], parts: &[&[f32]], at: usize, channels: usize) = wgrad_sum_body;
 }
 
 #[inline(always)]
-fn wgrad_sum_body<V: Lane>(dw: &mut [f32], t: Parts) {
-    let places = PLACES / t.split;
-    for c in (0..t.channels).step_by(LANES) {
-        for half in (0..WIDE).step_by(LANES) {
+fn wgrad_sum_body<V: Lane>(dw: &mut [f32], parts: &[&[f32]], at: usize, channels: usize) {
+    for c in (0..channels).step_by(LANES) {
+        for half in [0, LANES] {
             let mut taps = [[V::splat(0.0); LANES]; 9];
             for l in 0..LANES {
-                let mut sum = [V::splat(0.0); PLACES];
-                for group in t.parts.chunks_exact(t.split) {
+                let mut sum = [[V::splat(0.0); SIDE]; SIDE];
+                for part in parts {
+                    let part = &part[at + (c + l) * WIDE + half..];
                     for place in 0..PLACES {
-                        let at = place % places * t.place + t.at + (c + l) * WIDE + half;
-                        sum[place] = sum[place].add(load(group[place / places], at));
+                        let sum = &mut sum[place / SIDE][place % SIDE];
+                        *sum = sum.add(load(part, place * (parts[0].len() / PLACES)));
                     }
                 }
                 let mut e = [[V::splat(0.0); 3]; SIDE];
-                for s in 0..SIDE {
-                    e[s] = thirds([sum[s], sum[SIDE + s], sum[2 * SIDE + s], sum[3 * SIDE + s]]);
+                for r in 0..SIDE {
+                    e[r] = shrink(sum[r]);
                 }
-                for r in 0..3 {
-                    let three = thirds([e[0][r], e[1][r], e[2][r], e[3][r]]);
-                    for s in 0..3 {
-                        taps[r * 3 + s][l] = three[s];
+                for s in 0..3 {
+                    let three = shrink([e[0][s], e[1][s], e[2][s], e[3][s], e[4][s], e[5][s]]);
+                    for r in 0..3 {
+                        taps[r * 3 + s][l] = three[r];
                     }
                 }
             }
             for tap in 0..9 {
                 let filters = V::transpose(taps[tap]);
                 for k in 0..LANES {
-                    store(filters[k], dw, ((half + k) * 9 + tap) * t.channels + c);
+                    store(filters[k], dw, ((half + k) * 9 + tap) * channels + c);
                 }
             }
         }
@@ -450,8 +461,13 @@ fn wgrad_sum_body<V: Lane>(dw: &mut [f32], t: Parts) {
 
 /// Gᵀ m
 #[inline(always)]
-fn thirds<V: Lane>([a, b, c, d]: [V; SIDE]) -> [V; 3] {
-    let (half, zero) = (V::splat(0.5), V::splat(0.0));
-    let (sum, difference) = (half.mul_add(b.add(c), zero), half.mul_add(b.sub(c), zero));
-    [a.add(sum), difference, sum.add(d)]
+fn shrink<V: Lane>(m: [V; SIDE]) -> [V; 3] {
+    let (near, far, third) = (V::splat(-2.0 / 3.0), V::splat(1.0 / 6.0), V::splat(1.0 / 3.0));
+    let (even, odd) = (m[1].add(m[2]), m[1].sub(m[2]));
+    let (outer_even, outer_odd) = (m[3].add(m[4]), m[3].sub(m[4]));
+    [
+        far.mul_add(outer_even, near.mul_add(even, m[0])),
+        V::splat(H).mul(third.mul_add(outer_odd, near.mul(odd))),
+        third.mul_add(outer_even.sub(even), m[5]),
+    ]
 }
