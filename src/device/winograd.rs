@@ -20,7 +20,7 @@
 use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, store};
-use super::microkernel::{Geometry, Panels, Runs, cols_run};
+use super::microkernel::{Geometry, Runs, cols_run, pair, transpose};
 use crate::lanes;
 
 /// Rows and columns of a transformed window, and all of its places.
@@ -32,6 +32,8 @@ const OUT: usize = 4;
 const H: f32 = std::f32::consts::FRAC_1_SQRT_2;
 /// Windows transformed at a time: whole register tiles, and a place's share is small enough for the first cache.
 const TILES: usize = 64;
+/// Windows of one task of a convolution: few enough for small batches of small images to keep two threads busy.
+const TASK_TILES: usize = 32;
 /// Channels side by side in a transformed window.
 const WIDE: usize = 2 * LANES;
 /// Images whose weight gradients are summed by one task, in units of [`Plan::images`]. Fixed, so that the order of the
@@ -68,10 +70,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(g: &Geometry) -> Plan {
+    /// At least `tiles` windows at a time.
+    fn new(g: &Geometry, tiles: usize) -> Plan {
         let (down, across) = (g.p.div_ceil(OUT), g.q.div_ceil(OUT));
         let padded = [OUT * down + 2, OUT * across + 2];
-        let images = TILES.div_ceil(down * across);
+        let images = tiles.div_ceil(down * across);
         let mut tiles = Vec::with_capacity(images * down * across);
         for image in 0..images {
             for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (OUT * i, OUT * j))) {
@@ -285,14 +288,14 @@ fn gather<V: Lane>(m: [V; SIDE]) -> [V; OUT] {
 }
 
 lanes! {
-    /// G g Gᵀ for filters w (3, 3, C) of all channels: u (place, K, C) at the filter. `back` turns g by half a circle.
-    fn filter(u: &mut [f32], place: usize, w: &[f32], back: bool) = filter_body;
+    /// G g Gᵀ for the first `n` channels of a filter w (3, 3, `channels`): u (place, n), places `place` apart. `back`
+    /// turns g by half a circle.
+    fn filter(u: &mut [f32], place: usize, n: usize, w: &[f32], channels: usize, back: bool) = filter_body;
 }
 
 #[inline(always)]
-fn filter_body<V: Lane>(u: &mut [f32], place: usize, w: &[f32], back: bool) {
-    let channels = w.len() / 9;
-    for c in (0..channels).step_by(LANES) {
+fn filter_body<V: Lane>(u: &mut [f32], place: usize, n: usize, w: &[f32], channels: usize, back: bool) {
+    for c in (0..n).step_by(LANES) {
         let mut e = [[V::splat(0.0); SIDE]; 3];
         for r in 0..3 {
             let mut row = [V::splat(0.0); 3];
@@ -321,32 +324,48 @@ fn grow<V: Lane>([a, b, c]: [V; 3]) -> [V; SIDE] {
     [a, near.mul(d), near.mul(e), far.mul(f), far.mul(g), c]
 }
 
-/// The transformed filters w (K, 3, 3, C), ready for the products: of the convolution, or of the one that gives dx.
-fn panels(w: &[f32], g: &Geometry, back: bool) -> Vec<Panels<'static>> {
-    let place = g.k * g.c;
-    let mut u = vec![0.0; PLACES * place];
-    for (k, w) in w.chunks_exact(9 * g.c).enumerate() {
-        filter(&mut u[k * g.c..], place, w, back);
-    }
-    u.par_chunks(place)
-        .map(|u| if back { Panels::from_rows(u, g.k, g.c) } else { Panels::from_cols(u, g.c, g.k) })
-        .collect()
+/// The transformed filters w (K, 3, 3, C), ready for the products of the convolution: (panel, place, C, WIDE).
+fn filters(w: &[f32], g: &Geometry) -> Vec<f32> {
+    let mut u = vec![0.0; PLACES * g.k * g.c];
+    let size = WIDE * g.c;
+    u.par_chunks_mut(PLACES * size).zip(w.par_chunks(9 * size)).for_each_init(Vec::new, |turned, (u, w)| {
+        turned.resize(PLACES * size, 0.0);
+        for (k, w) in w.chunks_exact(9 * g.c).enumerate() {
+            filter(&mut turned[k * g.c..], size, g.c, w, g.c, false);
+        }
+        for (u, turned) in u.chunks_exact_mut(size).zip(turned.chunks_exact(size)) {
+            transpose(u, WIDE, turned, g.c);
+        }
+    });
+    u
+}
+
+/// The same for the convolution that gives dx: (panel, place, K, WIDE).
+fn filters_back(w: &[f32], g: &Geometry) -> Vec<f32> {
+    let mut u = vec![0.0; PLACES * g.k * g.c];
+    let size = WIDE * g.k;
+    u.par_chunks_mut(PLACES * size).enumerate().for_each(|(panel, u)| {
+        for (k, w) in w.chunks_exact(9 * g.c).enumerate() {
+            filter(&mut u[k * WIDE..], size, WIDE, &w[panel * WIDE..], g.c, true);
+        }
+    });
+    u
 }
 
 /// y = conv(x, w) + bias for every image.
 pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) {
     let none = vec![0.0; g.k];
-    convolve(y, x, &panels(w, g, false), bias.unwrap_or(&none), g);
+    convolve(y, x, &filters(w, g), bias.unwrap_or(&none), g);
 }
 
 /// dx from dy: the convolution of dy with the filters turned by half a circle.
 pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     let back = Geometry { h: g.p, w: g.q, c: g.k, k: g.c, p: g.h, q: g.w, pad: 2 - g.pad, ..*g };
-    convolve(dx, dy, &panels(w, g, true), &vec![0.0; g.c], &back);
+    convolve(dx, dy, &filters_back(w, g), &vec![0.0; g.c], &back);
 }
 
-fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geometry) {
-    let plan = Plan::new(g);
+fn convolve(y: &mut [f32], x: &[f32], filters: &[f32], bias: &[f32], g: &Geometry) {
+    let plan = Plan::new(g, TASK_TILES);
     let runs = Runs { count: g.c / WIDE, len: WIDE, stride: PLACES * PLACE };
     let bases: Vec<u32> = (0..TILES).map(|i| (i * WIDE) as u32).collect();
     let (x_len, y_len) = (g.h * g.w * g.c, g.p * g.q * g.k);
@@ -357,11 +376,13 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geom
         for tiles in plan.tiles(x.len() / x_len).chunks(TILES) {
             input(Input { v, x: padded, tiles, row: plan.row(), panel: plan.panel() });
             let v = v.as_flattened();
-            for (at, bias) in (0..g.k).step_by(WIDE).zip(bias.chunks_exact(WIDE)) {
-                for (place, (m, filters)) in m.chunks_exact_mut(PLACE).zip(filters).enumerate() {
-                    filters.pair(m, at, &v[place * PLACE..], &bases[..tiles.len()], runs);
+            let panels = filters.chunks_exact(PLACES * g.c * WIDE).zip(bias.chunks_exact(WIDE));
+            for (panel, (filters, bias)) in panels.enumerate() {
+                let places = m.chunks_exact_mut(PLACE).zip(filters.chunks_exact(g.c * WIDE));
+                for (place, (m, filters)) in places.enumerate() {
+                    pair(m, &v[place * PLACE..], &bases[..tiles.len()], runs, filters);
                 }
-                output(Output { y: &mut y[at..], m, tiles, k: g.k, row: g.q * g.k, bias });
+                output(Output { y: &mut y[panel * WIDE..], m, tiles, k: g.k, row: g.q * g.k, bias });
             }
         }
     });
@@ -369,7 +390,7 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: &[f32], g: &Geom
 
 /// dw from dy and x: sums over fixed groups of images, added in order.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
-    let plan = Plan::new(g);
+    let plan = Plan::new(g, TILES);
     let images = WGRAD_UNITS * plan.images;
     let (x_len, y_len) = (images * g.h * g.w * g.c, images * g.p * g.q * g.k);
     let (groups, split) = (x.len().div_ceil(x_len), g.k.div_ceil(WGRAD_FILTERS));
