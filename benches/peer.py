@@ -1,7 +1,7 @@
 """LeNet and ResNet-18 in dalcore and in PyTorch on this machine, interleaved, medians and ratios. k-center: see kcenter.py.
 
     pip install torch      (into a virtual environment)
-    python benches/peer.py [--rounds 5] [--threads 2] [--cuda]
+    python benches/peer.py [--rounds 5] [--threads 2] [--only lenet,w16,w64] [--cuda]
 
 Needs cargo, or the environment variable PEER with the path of the compiled `peer` benchmark."""
 import argparse, json, os, statistics, subprocess, time
@@ -9,6 +9,7 @@ import argparse, json, os, statistics, subprocess, time
 p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=5)
 p.add_argument("--threads", type=int, default=2)
+p.add_argument("--only", default="lenet,w16,w64", help="comma-separated (default: all)")
 p.add_argument("--cuda", action="store_true")
 args = p.parse_args()
 device = "cuda" if args.cuda else "cpu"
@@ -22,8 +23,8 @@ def peer_binary():
     return [m["executable"] for m in found if m.get("executable") and m["target"]["name"] == "peer"][-1]
 
 
-def ours(*case):
-    env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads), DALCORE_BENCH_DEVICE=device)
+def ours(*case, batch=256):
+    env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads), DALCORE_BENCH_DEVICE=device, DALCORE_BENCH_BATCH=str(batch))
     out = subprocess.run([binary, *map(str, case)], check=True, capture_output=True, text=True, env=env).stdout
     return float(out.split()[-1])
 
@@ -60,8 +61,8 @@ def timed(f, n):
     return statistics.median(times)
 
 
-def resnet():
-    """ResNet-18, width 16, 32x32, batch 256, channels_last; the engine's side also crops and flips."""
+def resnet(width, batch, case):
+    """ResNet-18 on 32x32 images, channels_last; `case` of the engine's side also crops and flips."""
     nn = torch.nn
     torch.manual_seed(0)
 
@@ -77,19 +78,20 @@ def resnet():
         def forward(self, x):
             return torch.relu(self.two(torch.relu(self.one(x))) + self.down(x))
 
-    blocks = [Block(16 << max(0, s - (i == 0)), 16 << s, 2 if s and i == 0 else 1) for s in range(4) for i in range(2)]
-    blocks[0] = Block(16, 16, 1)
-    net = nn.Sequential(conv(3, 16, 3, 1), nn.ReLU(), *blocks, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
-    assert sum(p.numel() for p in net.parameters()) == 701_466
+    blocks = [Block(width << max(0, s - (i == 0)), width << s, 2 if s and i == 0 else 1) for s in range(4) for i in range(2)]
+    blocks[0] = Block(width, width, 1)
+    head = [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * width, 10)]
+    net = nn.Sequential(conv(3, width, 3, 1), nn.ReLU(), *blocks, *head)
+    assert sum(p.numel() for p in net.parameters()) == {16: 701_466, 64: 11_173_962}[width]
     net = net.to(device, memory_format=torch.channels_last)
     opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    x = torch.randn(256, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (256,), device=device)
+    x = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch,), device=device)
     a, b = [], []
     for _ in range(args.rounds):
-        a.append(ours("resnet-train"))
+        a.append(ours(*case, batch=batch))
         b.append(timed(step(net, opt, x, y), 4))
-    report("resnet-train (w16, batch 256)", a, b, "PyTorch")
+    report(f"resnet-train (w{width}, batch {batch})", a, b, "PyTorch")
 
 
 def lenet():
@@ -130,5 +132,10 @@ import torch  # noqa: E402  (after the arguments: --help needs no PyTorch)
 
 torch.set_num_threads(args.threads)
 binary = peer_binary()
-lenet()
-resnet()
+wanted = args.only.split(",")
+if "lenet" in wanted:
+    lenet()
+if "w16" in wanted:
+    resnet(16, 256, ["resnet-train"])
+if "w64" in wanted:
+    resnet(64, 64, ["step", "resnet18-w64"])
