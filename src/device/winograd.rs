@@ -46,7 +46,11 @@ const WGRAD_FILTERS: usize = 64;
 pub fn fits(g: &Geometry) -> bool {
     let (r, s) = (g.r, g.s);
     let products = PLACES * g.p.div_ceil(OUT) * g.q.div_ceil(OUT);
-    (r, s, g.stride) == (3, 3, 1) && g.pad < 3 && g.c % WIDE == 0 && g.k % WIDE == 0 && 3 * products < 2 * 9 * g.p * g.q
+    (r, s, g.stride) == (3, 3, 1)
+        && g.pad < 3
+        && g.c.is_multiple_of(WIDE)
+        && g.k.is_multiple_of(WIDE)
+        && 3 * products < 2 * 9 * g.p * g.q
 }
 
 /// One window of an image among others.
