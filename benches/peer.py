@@ -23,8 +23,9 @@ def peer_binary():
     return [m["executable"] for m in found if m.get("executable") and m["target"]["name"] == "peer"][-1]
 
 
-def ours(*case, batch=256):
-    env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads), DALCORE_BENCH_DEVICE=device, DALCORE_BENCH_BATCH=str(batch))
+def ours(*case, batch=256, precision="f32"):
+    env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads), DALCORE_BENCH_DEVICE=device, DALCORE_BENCH_BATCH=str(batch),
+               DALCORE_BENCH_PRECISION=precision)
     out = subprocess.run([binary, *map(str, case)], check=True, capture_output=True, text=True, env=env).stdout
     return float(out.split()[-1])
 
@@ -35,12 +36,13 @@ def report(name, ours_s, theirs_s, peer):
     print(f"{name:<34} dalcore {a * 1e3:9.2f} ms ({spread(ours_s)})   {peer} {b * 1e3:9.2f} ms ({spread(theirs_s)})   ratio {b / a:6.1f}x", flush=True)
 
 
-def step(net, opt, x, y):
+def step(net, opt, x, y, forward=None):
     """One training step as the engine does it: element-wise gradient clamp included."""
+    forward = forward or net
 
     def run():
         opt.zero_grad()
-        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss = torch.nn.functional.cross_entropy(forward(x), y)
         loss.backward()
         for w in net.parameters():
             w.grad.clamp_(-0.1, 0.1)
@@ -61,8 +63,8 @@ def timed(f, n):
     return statistics.median(times)
 
 
-def resnet(width, batch, case):
-    """ResNet-18 on 32x32 images, channels_last; `case` of the engine's side also crops and flips."""
+def network(width):
+    """ResNet-18 for 32x32 images, channels_last."""
     nn = torch.nn
     torch.manual_seed(0)
 
@@ -83,15 +85,45 @@ def resnet(width, batch, case):
     head = [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * width, 10)]
     net = nn.Sequential(conv(3, width, 3, 1), nn.ReLU(), *blocks, *head)
     assert sum(p.numel() for p in net.parameters()) == {16: 701_466, 64: 11_173_962}[width]
-    net = net.to(device, memory_format=torch.channels_last)
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def batch_of(n):
+    x = torch.randn(n, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    return x, torch.randint(10, (n,), device=device)
+
+
+def resnet(width, batch, case):
+    """One training step; `case` of the engine's side also crops and flips."""
+    net, (x, y) = network(width), batch_of(batch)
     opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    x = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (batch,), device=device)
     a, b = [], []
     for _ in range(args.rounds):
         a.append(ours(*case, batch=batch))
         b.append(timed(step(net, opt, x, y), 4))
     report(f"resnet-train (w{width}, batch {batch})", a, b, "PyTorch")
+
+
+def resnet_on_gpu(width, batch=256):
+    """The engine's step in bf16, replayed as a graph, beside PyTorch eager in f32 and compiled in bf16 with CUDA graphs."""
+    x, y = batch_of(batch)
+    for peer, compiled in [("PyTorch eager f32", False), ("PyTorch compiled bf16", True)]:
+        net = network(width)
+        opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+        model = torch.compile(net, mode="max-autotune") if compiled else net
+
+        def forward(x):
+            with torch.autocast("cuda", torch.bfloat16, enabled=compiled):
+                return model(x).float()
+
+        run = step(net, opt, x, y, forward)
+        for _ in range(5):  # compiles, records graphs
+            run()
+        a, b = [], []
+        for _ in range(args.rounds):
+            a.append(ours("step", f"resnet18-w{width}", batch=batch, precision="bf16"))
+            b.append(timed(run, 40))
+        report(f"resnet-train bf16 (w{width}, batch {batch})", a, b, peer)
 
 
 def lenet():
@@ -137,5 +169,9 @@ if "lenet" in wanted:
     lenet()
 if "w16" in wanted:
     resnet(16, 256, ["resnet-train"])
+    if args.cuda:
+        resnet_on_gpu(16)
 if "w64" in wanted:
     resnet(64, 64, ["step", "resnet18-w64"])
+    if args.cuda:
+        resnet_on_gpu(64)
