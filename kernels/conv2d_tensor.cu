@@ -213,7 +213,7 @@ KERNEL pad_channels_bf16(
 // Traffic: a block reads its 128 windows and its filters once; windows overlap in the cache. Tensor bound from c = k
 //          = 64 on.
 // Repeats: bit-identical, independent of n.   Limits:  c % 8 == 0; r, s <= 15; n p q < 128 * 65536.
-KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
+KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     bf16* __restrict__ y,
     float* __restrict__ part,
     const bf16* __restrict__ x,
@@ -338,7 +338,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_fwd_bf16)(
 //   dx (n, h, w, c)   dy (n, p, q, kd)   wt (k, r, s, cw)   kd >= k, cw >= c: the rest are zeros
 // Launch:  grid (c / BN, n ceil(h / stride) ceil(w / stride) / 128, stride^2), rounded up, block 128.
 // Traffic, repeats: as the forward pass.   Limits:  kd % 8 == 0, cw % 8 == 0; r, s <= 15.
-KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
+KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     bf16* __restrict__ dx,
     const bf16* __restrict__ dy,
     const bf16* __restrict__ wt,
@@ -442,7 +442,7 @@ KERNEL __launch_bounds__(128) VARIANT(conv2d_dgrad_bf16)(
 // Traffic: a block reads the windows of its places and its channels of dy once.
 // Repeats: bit-identical: sum_chunks_f32 adds the chunks in a fixed order.
 // Limits:  c % 8 == 0, kd % 8 == 0; r, s <= 15.
-KERNEL __launch_bounds__(128) VARIANT(conv2d_wgrad_bf16)(
+KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_wgrad_bf16)(
     float* __restrict__ part,
     const bf16* __restrict__ x,
     const bf16* __restrict__ dy,
