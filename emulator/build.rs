@@ -241,7 +241,9 @@ fn entry_points(text: &str) -> Vec<Entry> {
         if let Some(inner) = rest_plain {
             let name = word(inner);
             found.extend(
-                variants.split_whitespace().map(|v| Entry { name: format!("{name}_{v}"), max_threads: max_threads.clone() }),
+                variants
+                    .split_whitespace()
+                    .map(|v| Entry { name: format!("{name}_{v}"), max_threads: max_threads.clone() }),
             );
             continue;
         }
