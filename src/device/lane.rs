@@ -14,12 +14,6 @@ pub trait Lane: Copy {
     fn splat(x: f32) -> Self;
     /// self · b + c
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// self + b
-    fn add(self, b: Self) -> Self;
-    /// self − b
-    fn sub(self, b: Self) -> Self;
-    /// self · b
-    fn mul(self, b: Self) -> Self;
     /// To memory.
     fn store(self, to: &mut [f32; LANES]);
     /// Bit l is set where lane l is not zero; a NaN is not zero.
@@ -49,18 +43,6 @@ impl Lane for Plain {
         c
     }
     #[inline(always)]
-    fn add(self, b: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| self.0[l] + b.0[l]))
-    }
-    #[inline(always)]
-    fn sub(self, b: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| self.0[l] - b.0[l]))
-    }
-    #[inline(always)]
-    fn mul(self, b: Plain) -> Plain {
-        Plain(std::array::from_fn(|l| self.0[l] * b.0[l]))
-    }
-    #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         *to = self.0;
     }
@@ -85,9 +67,9 @@ pub mod x86 {
     //! Processors with AVX2 and FMA.
     use super::{LANES, Lane};
     use std::arch::x86_64::{
-        __m256, _CMP_NEQ_UQ, _mm256_add_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps,
-        _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
-        _mm256_sub_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+        __m256, _CMP_NEQ_UQ, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps,
+        _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
     };
 
     /// One AVX register. Only functions made by `lanes!`, which enable AVX2 and FMA, make values of it.
@@ -109,21 +91,6 @@ pub mod x86 {
         fn mul_add(self, b: Avx, c: Avx) -> Avx {
             // SAFETY: FMA is on, see above.
             Avx(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
-        }
-        #[inline(always)]
-        fn add(self, b: Avx) -> Avx {
-            // SAFETY: AVX is on, see above.
-            Avx(unsafe { _mm256_add_ps(self.0, b.0) })
-        }
-        #[inline(always)]
-        fn sub(self, b: Avx) -> Avx {
-            // SAFETY: AVX is on, see above.
-            Avx(unsafe { _mm256_sub_ps(self.0, b.0) })
-        }
-        #[inline(always)]
-        fn mul(self, b: Avx) -> Avx {
-            // SAFETY: AVX is on, see above.
-            Avx(unsafe { _mm256_mul_ps(self.0, b.0) })
         }
         #[inline(always)]
         fn store(self, to: &mut [f32; LANES]) {

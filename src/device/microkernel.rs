@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, store};
 use super::simd::{Level, level};
-use super::{sparse, winograd};
+use super::sparse;
 use crate::{lanes, simd};
 
 /// B cut into column panels of 8, 16 or 24 columns. Packed panels are (depth, width) contiguous and padded with
@@ -143,22 +143,12 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// y = A B for the rows of A that start at `bases`, in runs of 16: y (rows, 16), B (depth, 16).
-pub(super) fn pair(y: &mut [f32], x: &[f32], bases: &[u32], runs: Runs, b: &[f32]) {
-    const W: usize = 2 * LANES;
-    let t = Rows { y, ld: W, valid: W, run_over: true, x, bases, runs, b, ldb: W, start: [0.0; 3 * LANES] };
-    match level() {
-        Level::Avx512 => rows_panel::<8, 2, W>(t),
-        _ => rows_panel::<6, 2, W>(t),
-    }
-}
-
 /// How a row of A lies in memory: `count` runs of `len` floats, `stride` apart.
 #[derive(Clone, Copy)]
-pub(super) struct Runs {
-    pub count: usize,
-    pub len: usize,
-    pub stride: usize,
+struct Runs {
+    count: usize,
+    len: usize,
+    stride: usize,
 }
 
 /// One panel of the *rows* form.
@@ -282,20 +272,11 @@ lanes! {
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
-pub(super) fn cols_run(
-    acc: &mut [f32],
-    nv: usize,
-    x: &[f32],
-    at: &[u32],
-    off: usize,
-    run: usize,
-    (b, ldb): (&[f32], usize),
-) {
+fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, (b, ldb): (&[f32], usize)) {
     let w = nv * LANES;
     let avx512 = level() == Level::Avx512;
     let most = match nv {
         1 | 2 if avx512 && run.is_multiple_of(10) => 10,
-        1 | 2 if avx512 && run.is_multiple_of(8) => 8,
         1 | 2 => 6,
         _ if avx512 => 4,
         _ => 3,
@@ -309,8 +290,6 @@ pub(super) fn cols_run(
         match (mr, nv) {
             (10, 1) => cols_tile::<10, 1>(t),
             (10, 2) => cols_tile::<10, 2>(t),
-            (8, 1) => cols_tile::<8, 1>(t),
-            (8, 2) => cols_tile::<8, 2>(t),
             (6, 1) => cols_tile::<6, 1>(t),
             (6, 2) => cols_tile::<6, 2>(t),
             (5, 1) => cols_tile::<5, 1>(t),
@@ -370,7 +349,7 @@ pub fn product_tn(y: &mut [f32], a: &[f32], b: &[f32], m: usize, n: usize, k: us
 
 lanes! {
     /// The transpose of `from` (rows, `from_ld`), its rows `to_ld` apart.
-    pub(super) fn transpose(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) = transpose_body;
+    fn transpose(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) = transpose_body;
 }
 
 #[inline(always)]
@@ -503,9 +482,6 @@ pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &G
     if y.is_empty() {
         return;
     }
-    if winograd::fits(g) {
-        return winograd::conv_fwd(y, x, w, bias, g);
-    }
     let b = Panels::from_cols(w, g.r * g.s * g.c, g.k);
     let (windows, runs, group) = (g.windows(), g.runs(), g.group());
     y.par_chunks_mut(group * g.y_len()).zip(x.par_chunks(group * g.x_len())).for_each(|(y, x)| {
@@ -528,9 +504,6 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     }
     if dy.is_empty() {
         return dx.fill(0.0);
-    }
-    if winograd::fits(g) {
-        return winograd::conv_dgrad(dx, dy, w, g);
     }
     let depth = g.r * g.s * g.c;
     let mut b = Panels::from_rows(w, g.k, depth);
@@ -593,15 +566,9 @@ simd! {
 /// number of threads.
 const WGRAD_IMAGES: usize = 8;
 
-/// Elements of dw whose partial sums are added by one task.
-const WGRAD_SUM: usize = 1 << 13;
-
 /// dw from dy and x: partial sums over fixed groups of images, added in order. Groups whose dy is mostly zeros take
 /// the short way to the same sums.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
-    if winograd::fits(g) {
-        return winograd::conv_wgrad(dw, dy, x, g);
-    }
     let depth = g.r * g.s * g.c;
     let plan = plan(g.k);
     let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
@@ -628,20 +595,22 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
                     }
                 }
             }
-            let mut part = vec![0.0; depth * width];
+            let mut part = vec![0.0; depth * g.k];
             for &(col, nv) in &plan {
-                let w = nv * LANES;
-                transpose(&mut part[col * depth..], depth, &acc[col * depth..(col + w) * depth], w);
+                let (w, valid) = (nv * LANES, (g.k - col).min(nv * LANES));
+                for (d, acc) in acc[col * depth..(col + w) * depth].chunks_exact(w).enumerate() {
+                    for j in 0..valid {
+                        part[(col + j) * depth + d] = acc[j];
+                    }
+                }
             }
             part
         })
         .collect();
-    dw.par_chunks_mut(WGRAD_SUM).enumerate().for_each(|(i, dw)| {
-        dw.fill(0.0);
-        for part in &parts {
-            add_to(dw, &part[i * WGRAD_SUM..][..dw.len()]);
-        }
-    });
+    dw.fill(0.0);
+    for part in &parts {
+        add_to(dw, part);
+    }
 }
 
 /// One group's part of dw (K, R, S, C); none when dy has too few zeros.
@@ -757,10 +726,6 @@ mod tests {
             (17, 9, 9, 5, 8, 3, 3, 3, 1),
             (2, 8, 9, 16, 24, 3, 3, 1, 1),
             (2, 8, 8, 5, 3, 1, 1, 1, 0),
-            // Winograd's: several images to a task, several tasks, cut windows, and every padding.
-            (19, 4, 4, 16, 32, 3, 3, 1, 1),
-            (3, 22, 19, 32, 16, 3, 3, 1, 0),
-            (2, 33, 17, 16, 16, 3, 3, 1, 2),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
             let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
@@ -775,17 +740,15 @@ mod tests {
                 dw[fi] += f64::from(dy[yi]) * f64::from(x[xi]);
             });
             let name = format!("{g:?} x {n}");
-            // Winograd cancels numbers that are larger than its results.
-            let sums = if winograd::fits(&g) { 4 } else { 1 };
             let mut got = vec![f32::NAN; y.len()];
             conv_fwd(&mut got, &x, &f, Some(&bias), &g);
-            close(&name, &got, &y, sums * (r * s * c + 1));
+            close(&name, &got, &y, r * s * c + 1);
             let mut got = vec![f32::NAN; x.len()];
             conv_dgrad(&mut got, &dy, &f, &g);
-            close(&name, &got, &dx, sums * r * s * k);
+            close(&name, &got, &dx, r * s * k);
             let mut got = vec![f32::NAN; f.len()];
             conv_wgrad(&mut got, &dy, &x, &g);
-            close(&name, &got, &dw, sums * n * p * q);
+            close(&name, &got, &dw, n * p * q);
         }
     }
 
