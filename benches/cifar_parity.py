@@ -23,7 +23,7 @@ FACTOR, FLOOR = 4.0, 2e-6
 p = argparse.ArgumentParser()
 p.add_argument("--dalcore", default="target/release/dalcore")
 p.add_argument("--data-dir", required=True, help="folder that holds cifar-10-binary.tar.gz, or a folder cifar10 with it")
-p.add_argument("--work", default="/tmp/cifar_parity", help="folder for dalcore's runs")
+p.add_argument("--work", default="runs/cifar_parity", help="folder for dalcore's runs (default: runs/cifar_parity)")
 p.add_argument("--out", help="JSON file for the numbers")
 p.add_argument("--steps", type=int, default=100)
 p.add_argument("--epochs", type=int, default=2)

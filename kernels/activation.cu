@@ -9,7 +9,7 @@ KERNEL sigmoid_fwd_f32(
     const float* __restrict__ x,
     int n
 ) {
-    pointwise(y, x, n, [](float x) { return sigmoid(x); });
+    map16(y, n, [](float x) { return sigmoid(x); }, x);
 }
 
 // dx = dy y (1 - y).   dx, dy, y (n)
@@ -19,7 +19,7 @@ KERNEL sigmoid_bwd_f32(
     const float* __restrict__ y,
     int n
 ) {
-    pointwise(dx, dy, y, n, [](float dy, float y) { return dy * y * (1.0f - y); });
+    map16(dx, n, [](float dy, float y) { return dy * y * (1.0f - y); }, dy, y);
 }
 
 // y = tanh(x).   y, x (n)
@@ -28,7 +28,7 @@ KERNEL tanh_fwd_f32(
     const float* __restrict__ x,
     int n
 ) {
-    pointwise(y, x, n, [](float x) { return tanhf(x); });
+    map16(y, n, [](float x) { return tanhf(x); }, x);
 }
 
 // dx = dy (1 - y^2), as a product of differences: 1 - y is exact near one.   dx, dy, y (n)
@@ -38,7 +38,7 @@ KERNEL tanh_bwd_f32(
     const float* __restrict__ y,
     int n
 ) {
-    pointwise(dx, dy, y, n, [](float dy, float y) { return dy * (1.0f - y) * (1.0f + y); });
+    map16(dx, n, [](float dy, float y) { return dy * (1.0f - y) * (1.0f + y); }, dy, y);
 }
 
 // y = x, or slope x where x < 0.   y, x (n)   slope >= 0
@@ -48,7 +48,7 @@ KERNEL leaky_relu_fwd_f32(
     int n,
     float slope
 ) {
-    pointwise(y, x, n, [=](float x) { return x < 0.0f ? slope * x : x; });
+    map16(y, n, [=](float x) { return x < 0.0f ? slope * x : x; }, x);
 }
 
 // dx = dy where y > 0, else slope dy.   dx, dy, y (n)
@@ -59,7 +59,7 @@ KERNEL leaky_relu_bwd_f32(
     int n,
     float slope
 ) {
-    pointwise(dx, dy, y, n, [=](float dy, float y) { return y > 0.0f ? dy : slope * dy; });
+    map16(dx, n, [=](float dy, float y) { return y > 0.0f ? dy : slope * dy; }, dy, y);
 }
 
 // y = x, but low where x is below and high where it is above.   y, x (n)
@@ -71,7 +71,7 @@ KERNEL clamp_fwd_f32(
     float high
 ) {
     // Comparisons and not min and max, which would turn a NaN into a limit.
-    pointwise(y, x, n, [=](float x) { return x < low ? low : x > high ? high : x; });
+    map16(y, n, [=](float x) { return x < low ? low : x > high ? high : x; }, x);
 }
 
 // dx = dy where low <= x <= high, else 0.   dx, dy, x (n)
@@ -83,5 +83,5 @@ KERNEL clamp_bwd_f32(
     float low,
     float high
 ) {
-    pointwise(dx, dy, x, n, [=](float dy, float x) { return x >= low && x <= high ? dy : 0.0f; });
+    map16(dx, n, [=](float dy, float x) { return x >= low && x <= high ? dy : 0.0f; }, dy, x);
 }

@@ -246,20 +246,24 @@ struct Some {
     }
 };
 
-// y[i] = f(x[i]...) for i < n, 16 bytes of y a thread. All pointers are multiples of 16.
+// True when 16-byte accesses may start at p. A tensor can be a window on a larger one and begin anywhere.
+DEVICE bool aligned16(const void* p) { return (uintptr_t)p % 16 == 0; }
+
+// y[i] = f(x[i]...) for i < n, 16 bytes of y a thread, in one access each where all of them lie on 16 bytes.
 template <class S, class F, class... In>
 DEVICE void map16(S* y, int n, F f, const In*... x) {
-    int e = (blockIdx.x * blockDim.x + threadIdx.x) * Vec<S>::N;
-    if (e + Vec<S>::N <= n) {
+    constexpr int N = Vec<S>::N;
+    int e = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (e + N <= n && aligned16(y) && (aligned16(x) && ...)) {
         Vec<S> out;
         auto all = [&](const Vec<In>&... a) {
 #pragma unroll
-            for (int i = 0; i < Vec<S>::N; i++) out.v[i] = f(a.v[i]...);
+            for (int i = 0; i < N; i++) out.v[i] = f(a.v[i]...);
         };
         all(Vec<In>(x + e)...);
         out.store(y + e);
     } else {
-        for (; e < n; e++) y[e] = from_float<S>(f(to_float(x[e])...));
+        for (int i = e; i < min(e + N, n); i++) y[i] = from_float<S>(f(to_float(x[i])...));
     }
 }
 

@@ -49,7 +49,7 @@ KERNEL mse_bwd_f32(
     float scale
 ) {
     float d = 2.0f * scale * dy[0];
-    pointwise(dx, x, t, n, [=](float x, float t) { return d * (x - t); });
+    map16(dx, n, [=](float x, float t) { return d * (x - t); }, x, t);
 }
 
 // max(x, 0) - x t + log(1 + exp(-|x|)): the binary cross-entropy of sigmoid(x), finite for every finite x.
@@ -75,7 +75,7 @@ KERNEL bce_with_logits_bwd_f32(
     float scale
 ) {
     float d = scale * dy[0];
-    pointwise(dx, x, t, n, [=](float x, float t) { return d * (sigmoid(x) - t); });
+    map16(dx, n, [=](float x, float t) { return d * (sigmoid(x) - t); }, x, t);
 }
 
 // (mu^2 + (exp(l) - 1 - l)) / 2: the divergence of one normal from the standard one, l = log sigma^2.
@@ -99,8 +99,8 @@ KERNEL gauss_kl_bwd_f32(
     int n
 ) {
     float d = dy[0];
-    pointwise(dmu, mu, n, [=](float m) { return d * m; });
-    pointwise(dlogvar, logvar, n, [=](float l) { return 0.5f * d * expm1f(l); });
+    map16(dmu, n, [=](float m) { return d * m; }, mu);
+    map16(dlogvar, n, [=](float l) { return 0.5f * d * expm1f(l); }, logvar);
 }
 
 // t log t, 0 for t = 0.   t (n).   Traffic: n floats; the second load of a quad meets the first in the cache.

@@ -1,10 +1,7 @@
-// Four neighbouring floats per thread: what kernels that work element by element share. Thread t of the launch takes
-// the elements 4t .. 4t + 3, in one 16-byte access where they lie on 16 bytes.
+// Four neighbouring floats per thread, for kernels that do more with them than map16: thread t of the launch takes the
+// elements 4t .. 4t + 3, in one 16-byte access where they lie on 16 bytes.
 #pragma once
 #include "common.cuh"
-
-// True when 16-byte accesses may start at p. A tensor can be a window on a larger one and begin anywhere.
-DEVICE bool aligned16(const void* p) { return (uintptr_t)p % 16 == 0; }
 
 // x[e .. e + 3], zeros from n on.
 DEVICE float4 load_quad(const float* x, int e, int n) {
@@ -29,19 +26,6 @@ DEVICE float4 map_quad(F f, float4 a) {
 template <class F>
 DEVICE float4 map_quad(F f, float4 a, float4 b) {
     return make_float4(f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w));
-}
-
-// y[i] = f(x[i]) for the quad of this thread.   y, x (n)
-template <class F>
-DEVICE void pointwise(float* y, const float* x, int n, F f) {
-    int e = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (e < n) store_quad(y, e, n, map_quad(f, load_quad(x, e, n)));
-}
-// y[i] = f(a[i], b[i]).   y, a, b (n)
-template <class F>
-DEVICE void pointwise(float* y, const float* a, const float* b, int n, F f) {
-    int e = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (e < n) store_quad(y, e, n, map_quad(f, load_quad(a, e, n), load_quad(b, e, n)));
 }
 
 // 1 / (1 + exp(-x)) without overflow and without losing small results.
