@@ -91,11 +91,49 @@ pub fn rate_at(base: f64, milestones: &[u32], epoch: u32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
+    use half::bf16;
+
     use super::*;
+    use crate::device::Device;
+    use crate::nn::{Ctx, Layout, Mode, Precision};
+    use crate::rng::{Purpose, Rng};
 
     #[test]
     fn rates_drop_at_the_milestones() {
         let at = |e| rate_at(0.1, &[20, 40], e);
         assert_eq!([at(0), at(19), at(20), at(39), at(40), at(49)], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]);
+    }
+
+    /// In bf16 the products of the next step read the weights as this step left them, rounded.
+    #[test]
+    fn steps_reach_the_rounded_weights() {
+        let (device, rng) = (Device::Cpu, Rng::new(2).at(Purpose::Init, 0, 0));
+        let clock = Rc::new(Clock::new(&device).unwrap());
+        clock.start(0, 0, 0.1).unwrap();
+        for adam in [false, true] {
+            let mut layout = Layout::default();
+            let w = layout.add("w", [3, 8], 8);
+            let mut params = layout.init(&device, rng).unwrap();
+            params.set_precision(Precision::Bf16).unwrap();
+            let read = |params: &Params| {
+                let cx = Ctx::new(Mode::Train, rng, &clock, params);
+                let rounded = cx.weight(w).unwrap().to_vec::<bf16>().unwrap();
+                (rounded, params.tensor(w).unwrap().to_vec::<f32>().unwrap())
+            };
+            let before = read(&params);
+            let t = params.tensor(w).unwrap();
+            let grads = ops::sum_all(&ops::mul(&t, &t).unwrap()).unwrap().backward(&params).unwrap();
+            drop(t);
+            if adam {
+                Adam::new(&params, AdamRule::default()).unwrap().step(&mut params, &grads, &clock).unwrap();
+            } else {
+                Sgd::new(&params, 0.9, 0.0, None).unwrap().step(&mut params, &grads, &clock).unwrap();
+            }
+            let (rounded, exact) = read(&params);
+            assert!(exact.iter().zip(&before.1).all(|(a, b)| a != b), "the step moved every weight");
+            assert_eq!(rounded, exact.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), "adam: {adam}");
+        }
     }
 }
