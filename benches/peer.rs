@@ -164,6 +164,7 @@ fn training_step(data: &DeviceData, labels: &[(PoolIdx, u32)], epochs: u32) -> R
         eval_batch: 1024,
         graphs: true,
         seed: 1,
+        check: &|| Ok(()),
         on_epoch: &|e| {
             rates.borrow_mut().push(recipe.batch as f64 / e.images_per_second);
             Ok(())

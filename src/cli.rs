@@ -18,7 +18,7 @@ use crate::data::fetch::{Fetched, Progress};
 use crate::data::{self, DataDir, FetchOptions, Presence};
 use crate::device::{self, Choice, Cuda};
 use crate::embed::{self, What};
-use crate::methods::{self, METHODS};
+use crate::methods::{self, Kind, METHODS};
 use crate::{Error, report};
 
 /// A hand-written CUDA compute engine for deep active learning; the same program runs on a CPU.
@@ -131,7 +131,7 @@ enum DataCommand {
     Presets: paper = the paper's budgets and epochs, five seeds; quick = five budgets, a third of the epochs, one\n\
     seed; smoke = two rounds of two epochs. Starting the same command again resumes where it stopped.")]
 struct BenchArgs {
-    /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: all]
+    /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: the paper's]
     #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
     methods: Vec<String>,
     #[command(flatten)]
@@ -264,7 +264,7 @@ fn chosen(typed: &[String], from_file: &[String], default: &[&str]) -> Vec<Strin
 
 /// Keys of a configuration file; the tables are settings as after `--set`.
 #[derive(serde::Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 struct File {
     methods: Vec<String>,
     datasets: Vec<String>,
@@ -275,10 +275,9 @@ struct File {
     out: Option<PathBuf>,
     device: Option<String>,
     threads: Option<usize>,
-    model: toml::Table,
-    train: toml::Table,
-    eval: toml::Table,
-    budget: toml::Table,
+    /// Everything else: the tables of settings.
+    #[serde(flatten)]
+    settings: toml::Table,
 }
 
 /// Version, commit and CUDA architectures.
@@ -367,7 +366,7 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 
 fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     let file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    let all: Vec<&str> = METHODS.iter().map(|m| m.id).collect();
+    let all: Vec<&str> = METHODS.iter().filter(|m| m.kind != Kind::Extra).map(|m| m.id).collect();
     let mut entries = vec![methods::find("random")?];
     for name in chosen(&args.methods, &file.methods, &all) {
         let entry = methods::find(&name)?;
@@ -386,7 +385,7 @@ fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
 
 fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    file.budget.clear(); // a file may be shared with bench
+    file.settings.remove("budget"); // a file may be shared with bench
     // One seed unless more are asked for.
     let seeds = args.run.seeds.or(file.seeds).unwrap_or(1);
     file.seeds = Some(seeds);
@@ -484,11 +483,7 @@ fn plan_of(
         return Err(misuse("--seeds", "at least one seed is needed").into());
     }
     let mut settings = Vec::new();
-    for (name, table) in
-        [("model", &file.model), ("train", &file.train), ("eval", &file.eval), ("budget", &file.budget)]
-    {
-        settings.extend(config::settings_of(table).into_iter().map(|(k, v)| (format!("{name}.{k}"), v)));
-    }
+    settings.extend(config::settings_of(&file.settings));
     for text in &args.set {
         settings.push(config::parse_setting(text)?);
     }

@@ -26,7 +26,8 @@ fn data(train: usize, test: usize) -> (DeviceData, Vec<(PoolIdx, u32)>) {
 }
 
 fn fit(data: &DeviceData, recipe: &Recipe, labelled: &[(PoolIdx, u32)], seed: u64) -> Fit {
-    let trainer = Trainer { data, recipe, eval_batch: 256, graphs: true, seed, on_epoch: &|_| Ok(()) };
+    let trainer =
+        Trainer { data, recipe, eval_batch: 256, graphs: true, seed, on_epoch: &|_| Ok(()), check: &|| Ok(()) };
     trainer.fit(0, labelled).unwrap()
 }
 
@@ -56,7 +57,15 @@ fn a_diverging_run_says_where() {
     let (data, labelled) = data(300, 50);
     let mut r = recipe();
     (r.lr, r.grad_clamp) = (1e18, 0.0);
-    let trainer = Trainer { data: &data, recipe: &r, eval_batch: 256, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
+    let trainer = Trainer {
+        data: &data,
+        recipe: &r,
+        eval_batch: 256,
+        graphs: true,
+        seed: 1,
+        on_epoch: &|_| Ok(()),
+        check: &|| Ok(()),
+    };
     let e = trainer.fit(4, &labelled).err().unwrap().to_string();
     assert!(e.contains("round 4") && e.contains("epoch") && e.contains("step") && e.contains("train.lr"), "{e}");
 }
@@ -123,7 +132,15 @@ fn training_is_the_loop_written_out() {
     // A tail of a quarter stays, a smaller one does not, unless it is all there is.
     for (n, sizes) in [(52, &[16, 16, 16, 4][..]), (51, &[16, 16, 16]), (3, &[3])] {
         let labelled: Vec<(PoolIdx, u32)> = all.iter().skip(1).step_by(2).take(n).copied().collect();
-        let trainer = Trainer { data: &data, recipe: &r, eval_batch: 8, graphs: true, seed: 9, on_epoch: &|_| Ok(()) };
+        let trainer = Trainer {
+            data: &data,
+            recipe: &r,
+            eval_batch: 8,
+            graphs: true,
+            seed: 9,
+            on_epoch: &|_| Ok(()),
+            check: &|| Ok(()),
+        };
         let got = checkpoint::to_bytes(&trainer.fit(4, &labelled).unwrap().model.params).unwrap();
         assert!(got == written_out(&data, &r, &labelled, 9, sizes), "{n} examples in batches of {sizes:?}");
     }
@@ -153,7 +170,8 @@ fn a_training_goes_on_from_its_bytes() {
 }
 
 fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
-    let trainer = Trainer { data, recipe: r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
+    let trainer =
+        Trainer { data, recipe: r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()), check: &|| Ok(()) };
     let saved = |t: &Training| {
         let params = &t.model.params;
         (checkpoint::to_bytes(params).unwrap(), checkpoint::momentum_to_bytes(params, &t.sgd).unwrap())

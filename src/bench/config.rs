@@ -182,6 +182,16 @@ impl Config {
         }
     }
 
+    /// What the manifest of a run says: everything, but of the methods' tables only that of `method`. Settings of
+    /// another method must not keep a run from going on.
+    pub fn of_method(&self, method: &str) -> Result<serde_json::Value> {
+        let failed = |why: String| Error::Config { key: "config".into(), why };
+        let mut config = serde_json::to_value(self).map_err(|e| failed(e.to_string()))?;
+        let table = config.as_object_mut().ok_or_else(|| failed("is not a table".into()))?;
+        table.retain(|key, _| ["model", "train", "eval", "budget", method].contains(&key.as_str()));
+        Ok(config)
+    }
+
     /// The network: LeNet, or ResNet-18 of the chosen width.
     pub fn network(&self) -> data::Model {
         self.model.map_or(data::Model::LeNet, |m| data::Model::ResNet18 { width: m.width })

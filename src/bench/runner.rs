@@ -16,7 +16,7 @@ use crate::device::{Device, launch};
 use crate::methods::{self, Query, Round};
 use crate::nn::checkpoint;
 use crate::rng::{Purpose, Rng, lane_of};
-use crate::train::{DeviceData, EpochEnd, Model, Pass, Trainer};
+use crate::train::{DeviceData, EpochEnd, Model, Trainer};
 use crate::{Error, Result, report};
 
 /// A resolved command.
@@ -160,6 +160,7 @@ fn measure(device: &Device) -> Result<f64> {
         graphs: true,
         seed: 0,
         on_epoch: &|_| Ok(()),
+        check: &|| Ok(()),
     };
     let fit = trainer.fit(0, &labels)?;
     Ok(f64::from(config.train.epochs) * 1024.0 / fit.training_s.max(1e-6))
@@ -227,11 +228,9 @@ struct Done {
 
 impl Experiment<'_> {
     fn manifest(&self, method: &str, seed: u64) -> Result<Manifest> {
-        let config = serde_json::to_value(&self.config)
-            .map_err(|e| Error::Config { key: "config".into(), why: e.to_string() })?;
         Ok(Manifest {
             method: method.into(),
-            config,
+            config: self.config.of_method(method)?,
             targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
             ..manifest(self.plan, &self.config, &self.data, &self.fingerprint, seed)
         })
@@ -252,11 +251,11 @@ impl Experiment<'_> {
         for picks in dir.picks() {
             pool.reveal(&picks.ids.iter().map(|i| PoolIdx(*i)).collect::<Vec<_>>())?;
         }
-        let mut chooser = (method.make)();
+        let mut chooser = (method.make)(&self.config);
         let mut model = None;
         if finished > 0 {
             chooser.restore(dir.method_state())?;
-            model = Some(self.saved(&dir.model()?.unwrap_or_default(), &folder)?);
+            model = Some(self.saved(&*chooser, &dir.model()?.unwrap_or_default(), &folder)?);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
             let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
@@ -264,12 +263,15 @@ impl Experiment<'_> {
             let start = Instant::now();
             let picks = match &model {
                 None => pool.start_set(Rng::new(seed), *target)?,
-                Some(m) => self.select(method, &mut *chooser, &pool, m, seed, round, target - pool.labelled().len())?,
+                Some(m) => {
+                    let n = target - pool.labelled().len();
+                    self.select(method, &mut *chooser, (&pool, m), (seed, round), n, &what)?
+                }
             };
             let selection_s = if round == 0 { 0.0 } else { start.elapsed().as_secs_f64() };
             pool.reveal(&picks)?;
             let mut done = match round {
-                0 => self.start_round(&pool, &mut *chooser, seed, &picks)?,
+                0 if chooser.trains_plainly() => self.start_round(&pool, &mut *chooser, seed, &picks)?,
                 _ => self.train(&pool, &mut *chooser, seed, round, &what)?,
             };
             done.timing.selection_s = selection_s;
@@ -289,21 +291,31 @@ impl Experiment<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// A trainer of this run.
+    fn trainer<'a>(
+        &'a self,
+        seed: u64,
+        on_epoch: &'a dyn Fn(&EpochEnd) -> Result<()>,
+        check: &'a dyn Fn() -> Result<()>,
+    ) -> Trainer<'a> {
+        let (data, recipe) = (&self.data, &self.config.train);
+        Trainer { data, recipe, eval_batch: self.config.eval.batch, graphs: self.plan.graphs, seed, on_epoch, check }
+    }
+
     fn select(
         &self,
         method: &methods::Entry,
         chooser: &mut dyn methods::Method,
-        pool: &Pool,
-        model: &Model,
-        seed: u64,
-        round: usize,
+        (pool, model): (&Pool, &Model),
+        (seed, round): (u64, usize),
         n: usize,
+        what: &str,
     ) -> Result<Vec<PoolIdx>> {
         let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
-        let view = crate::ops::View::plain(&self.data.device, &self.data.spec.mean, &self.data.spec.std)?;
-        let pass = Pass { view: &view, batch: self.config.eval.batch, graphs: self.plan.graphs };
-        let query = Query::new(pool, &self.data.train, model, pass, rng);
+        let check = || self.interrupted(what);
+        let trainer = self.trainer(seed, &|_| Ok(()), &check);
+        let view = trainer.plain_view()?;
+        let query = Query::new(pool, &trainer, model, &view, round as u32, rng);
         let picks = chooser.select(&query, n)?;
         self.data.device.synchronize()?;
         methods::check_picks(method.id, &picks, pool.unlabelled(), n)?;
@@ -341,13 +353,13 @@ impl Experiment<'_> {
         };
         let record = start.rounds().first().ok_or_else(lost)?.clone();
         let timing = start.timing().first().ok_or_else(lost)?.clone();
-        let model = self.saved(&start.model()?.ok_or_else(lost)?, &folder)?;
+        let model = self.saved(chooser, &start.model()?.ok_or_else(lost)?, &folder)?;
         Ok(Done { record, timing, model })
     }
 
     /// The model as an earlier start of this run saved it in `folder`.
-    fn saved(&self, bytes: &[u8], folder: &Path) -> Result<Model> {
-        let mut model = Model::fresh(&self.data, 0, 0)?;
+    fn saved(&self, chooser: &dyn methods::Method, bytes: &[u8], folder: &Path) -> Result<Model> {
+        let mut model = chooser.model(&self.data, 0, 0)?;
         model.params.set_precision(self.config.train.precision)?;
         checkpoint::from_bytes(&mut model.params, bytes).map_err(|e| Error::Data {
             path: folder.display().to_string(),
@@ -393,14 +405,8 @@ impl Experiment<'_> {
             self.progress.epoch(e, self.data.spec.test_len, each);
             self.interrupted(what)
         };
-        let trainer = Trainer {
-            data: &self.data,
-            recipe: &self.config.train,
-            eval_batch: self.config.eval.batch,
-            graphs: self.plan.graphs,
-            seed,
-            on_epoch: &on_epoch,
-        };
+        let check = || self.interrupted(what);
+        let trainer = self.trainer(seed, &on_epoch, &check);
         let fit = chooser.fit(&Round { trainer: &trainer, number: round as u32, labelled: &labelled })?;
         let record = RoundRecord {
             round: round as u32,

@@ -137,6 +137,7 @@ impl One<'_> {
             graphs: self.plan.graphs,
             seed,
             on_epoch: &|_| Ok(()),
+            check: &|| Ok(()),
         };
         let mut training = trainer.start(0)?;
         match dir.models()? {

@@ -8,9 +8,10 @@ mod random;
 
 pub use query::Query;
 
+use crate::bench::config::Config;
 use crate::data::PoolIdx;
 use crate::names;
-use crate::train::{Fit, Trainer};
+use crate::train::{DeviceData, Fit, Model, Trainer};
 use crate::{Error, Result};
 
 /// One round's training task.
@@ -30,6 +31,18 @@ pub trait Method {
         round.trainer.fit(round.number, round.labelled)
     }
 
+    /// False when [`Method::fit`] is another training than the plain one, so that not even the first round can be shared
+    /// with other methods.
+    fn trains_plainly(&self) -> bool {
+        true
+    }
+
+    /// The network with fresh weights from the stream (seed, round). Overridden together with [`Method::fit`] when the
+    /// method adds to the network.
+    fn model(&self, data: &DeviceData, seed: u64, round: u32) -> Result<Model> {
+        Model::fresh(data, seed, round)
+    }
+
     /// Chooses `n` distinct unlabelled examples (all of them if there are fewer).
     fn select(&mut self, q: &Query, n: usize) -> Result<Vec<PoolIdx>>;
 
@@ -47,8 +60,10 @@ pub trait Method {
 /// Which group of the study a method belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Supervised active learning.
+    /// Supervised active learning, in the paper.
     Sal,
+    /// Beyond the paper: never in its tables.
+    Extra,
 }
 
 /// A row of [`METHODS`].
@@ -61,32 +76,32 @@ pub struct Entry {
     pub kind: Kind,
     /// One line for help and README.
     pub about: &'static str,
-    /// Makes a fresh instance.
-    pub make: fn() -> Box<dyn Method>,
+    /// Makes a fresh instance with the settings under the method's id.
+    pub make: fn(&Config) -> Box<dyn Method>,
 }
 
-/// Every method, in the paper's order. Command line, help, conformance tests and reports read this table.
+/// Every method: the paper's in its order, then those beyond it. Command line, help, conformance tests and reports read this table.
 pub static METHODS: &[Entry] = &[
     Entry {
         id: "random",
         paper_name: "RandomSampling",
         kind: Kind::Sal,
         about: "uniform draw; the reference of every comparison",
-        make: || Box::new(random::Random),
+        make: |_| Box::new(random::Random),
     },
     Entry {
         id: "coreset",
         paper_name: "CoreSet",
         kind: Kind::Sal,
         about: "farthest-first traversal (k-center greedy) of the penultimate features",
-        make: || Box::new(coreset::CoreSet),
+        make: |_| Box::new(coreset::CoreSet),
     },
     Entry {
         id: "least-confidence",
         paper_name: "LeastConfidence",
         kind: Kind::Sal,
         about: "the smallest top-class probability",
-        make: || Box::new(least_confidence::LeastConfidence),
+        make: |_| Box::new(least_confidence::LeastConfidence),
     },
 ];
 

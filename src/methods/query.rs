@@ -1,20 +1,27 @@
 //! What a method may ask about the pool: computed on demand, cached, and never computed unasked.
 
 use std::cell::OnceCell;
+use std::rc::Rc;
 
+use crate::clock::Clock;
 use crate::data::{Pool, PoolIdx};
+use crate::ops::View;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
-use crate::train::{Features, Model, Pass, Resident, extract};
-use crate::{Result, ops};
+use crate::train::{Features, Model, Pass, Trainer, extract, sweep};
+use crate::{Error, Result, ops};
 
 /// One selection: the pool, the model of the round before, and lazily what follows from them. Labels of
 /// unlabelled examples cannot be reached from here.
 pub struct Query<'a> {
+    /// The run's data set, recipe and seed, for methods that train something of their own in order to select.
+    pub trainer: &'a Trainer<'a>,
+    /// The model of the round before.
+    pub model: &'a Model,
+    /// The round that is selected for, 1 for the first.
+    pub round: u32,
     pool: &'a Pool,
-    images: &'a Resident,
-    model: &'a Model,
-    pass: Pass<'a>,
+    view: &'a View,
     rng: Rng,
     unlabelled: OnceCell<Features>,
     labelled: OnceCell<Features>,
@@ -37,10 +44,17 @@ fn cached<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T>
 }
 
 impl<'a> Query<'a> {
-    /// `rng` is the method's selection stream of this round, `pass` how to go over the pool.
-    pub fn new(pool: &'a Pool, images: &'a Resident, model: &'a Model, pass: Pass<'a>, rng: Rng) -> Query<'a> {
+    /// `view` is the test transform in the precision of the run, `rng` the method's selection stream of this round.
+    pub fn new(
+        pool: &'a Pool,
+        trainer: &'a Trainer<'a>,
+        model: &'a Model,
+        view: &'a View,
+        round: u32,
+        rng: Rng,
+    ) -> Query<'a> {
         let (unlabelled, labelled, all) = Default::default();
-        Query { pool, images, model, pass, rng, unlabelled, labelled, all }
+        Query { trainer, model, round, pool, view, rng, unlabelled, labelled, all }
     }
 
     /// Unlabelled examples, ascending.
@@ -53,6 +67,22 @@ impl<'a> Query<'a> {
         self.pool.labelled()
     }
 
+    /// The labels of the labelled examples, in their order.
+    pub fn labels(&self) -> Result<Vec<u32>> {
+        let missing = || Error::Data { path: "pool".into(), why: "a labelled example has no label".into() };
+        self.labelled().iter().map(|i| self.pool.label(*i).ok_or_else(missing)).collect()
+    }
+
+    /// N
+    pub fn pool_len(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// C
+    pub fn classes(&self) -> usize {
+        self.model.classes
+    }
+
     /// The method's random stream of this round.
     pub fn rng(&self) -> Rng {
         self.rng
@@ -63,23 +93,48 @@ impl<'a> Query<'a> {
         Ok(&self.features_unlabelled()?.logits)
     }
 
+    /// Penultimate features (U, D) of the unlabelled examples in ascending order.
+    pub fn features(&self) -> Result<&Tensor> {
+        Ok(&self.features_unlabelled()?.embeddings)
+    }
+
+    /// Logits (L, C) of the labelled examples in ascending order.
+    pub fn labelled_logits(&self) -> Result<&Tensor> {
+        Ok(&self.features_labelled()?.logits)
+    }
+
+    /// Penultimate features (L, D) of the labelled examples in ascending order.
+    pub fn labelled_features(&self) -> Result<&Tensor> {
+        Ok(&self.features_labelled()?.embeddings)
+    }
+
     /// Penultimate features (N, D) of the whole pool; row number = pool id.
     pub fn embeddings(&self) -> Result<&Tensor> {
         cached(&self.all, || {
-            let (u, l) = (self.features_unlabelled()?, self.features_labelled()?);
-            let d = self.model.net.embedding_width();
-            let device = self.images.pixels.device();
-            let mut both = Tensor::stale(device, [self.pool.len(), d], crate::tensor::Dtype::F32)?;
-            let into = both.buf_mut::<f32>("embeddings")?;
-            ops::copy_into(into, 0, u.embeddings.buf("embeddings")?, device)?;
-            ops::copy_into(into, u.embeddings.len(), l.embeddings.buf("embeddings")?, device)?;
+            let (u, l) = (self.features()?, self.labelled_features()?);
             // Row of pool id i: its rank among the unlabelled, or after all of those its rank among the labelled.
             let mut row = vec![0u32; self.pool.len()];
             for (at, id) in self.unlabelled().iter().chain(self.labelled()).enumerate() {
                 row[id.index()] = at as u32;
             }
-            ops::gather_rows(&both, &Tensor::new(device, [row.len()], &row)?)
+            ops::gather_rows(&ops::concat_rows(&[u, l])?, &Tensor::new(u.device(), [row.len()], &row)?)
         })
+    }
+
+    /// What `step(images (n, H, W, C), clock)` makes of examples, by the test transform: matrices (M, widths), a row
+    /// each in the order of `of`. Whatever `step` draws must not depend on the size of a batch.
+    pub fn sweep<const N: usize>(
+        &self,
+        of: &[PoolIdx],
+        widths: [usize; N],
+        step: impl Fn(&Tensor, &Rc<Clock>) -> Result<[Tensor; N]>,
+    ) -> Result<[Tensor; N]> {
+        sweep(&self.trainer.data.train, &ids(of), self.pass(), widths, step)
+    }
+
+    /// How a pass goes over the pool.
+    pub fn pass(&self) -> Pass<'a> {
+        Pass { view: self.view, batch: self.trainer.eval_batch, graphs: self.trainer.graphs }
     }
 
     fn features_unlabelled(&self) -> Result<&Features> {
@@ -91,6 +146,23 @@ impl<'a> Query<'a> {
     }
 
     fn extract(&self, of: &[PoolIdx]) -> Result<Features> {
-        extract(self.model, self.images, &ids(of), self.pass)
+        extract(self.model, &self.trainer.data.train, &ids(of), self.pass())
+    }
+
+    /// The `n` unlabelled examples with the largest of `scores` (U), ties to the lowest id. A score that is not a number
+    /// is an error that names the example.
+    pub fn top(&self, method: &str, scores: &Tensor, n: usize) -> Result<Vec<PoolIdx>> {
+        let ids = self.unlabelled();
+        let n = n.min(ids.len());
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = ops::top_k(scores, n).map_err(|e| match e {
+            Error::NonFinite { what } => Error::NonFinite {
+                what: format!("{method}: {what} (rows count the {} unlabelled examples in order)", ids.len()),
+            },
+            other => other,
+        })?;
+        Ok(rows.to_vec::<u32>()?.into_iter().map(|r| ids[r as usize]).collect())
     }
 }

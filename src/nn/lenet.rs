@@ -30,24 +30,26 @@ impl LeNet {
 }
 
 impl Net for LeNet {
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
-        let mut taps = Vec::new();
-        let n = x.shape().nhwc("lenet")?[0];
+    fn stem(&self, x: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
         let x =
             ops::conv2d(&cx.input(x)?, &cx.weight(self.conv1[0])?, Some(&cx.param(self.conv1[1])?), Conv::default())?;
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
-        cx.tap(&mut taps, &x);
-        let x = ops::conv2d(&x, &cx.weight(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())?;
+        cx.tap(taps, &x);
+        ops::conv2d(&x, &cx.weight(self.conv2[0])?, Some(&cx.param(self.conv2[1])?), Conv::default())
+    }
+
+    fn rest(&self, stem: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
+        let n = stem.shape().nhwc("lenet")?[0];
         let x = match cx.dropout(0) {
-            Some(rng) => ops::dropout_channels(&x, 0.5, rng, cx.clock)?,
-            None => x,
+            Some(rng) => ops::dropout_channels(stem, 0.5, rng, cx.clock)?,
+            None => stem.clone(),
         };
         let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
-        cx.tap(&mut taps, &x);
+        cx.tap(taps, &x);
         let flat = x.len() / n.max(1);
         let x = ops::cast(&x.reshape([n, flat])?, Dtype::F32)?;
         let x = ops::linear(&x, &cx.param(self.fc1[0])?, Some(&cx.param(self.fc1[1])?))?;
-        Ok((ops::relu(&x)?, taps))
+        ops::relu(&x)
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {

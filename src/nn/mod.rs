@@ -431,10 +431,14 @@ pub struct Output {
     pub taps: Vec<Tensor>,
 }
 
-/// A network: a trunk that makes the embedding and a head that makes the logits.
+/// A network: a trunk of two parts that makes the embedding and a head that makes the logits.
 pub trait Net {
-    /// The penultimate features (N, D) of images (N, H, W, C), and the intermediate maps if the context asks for them.
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)>;
+    /// The part of the trunk that no dropout reaches, from images (N, H, W, C) to what [`Net::rest`] goes on with. It
+    /// is computed once where several passes with dropout are asked for. Maps go to `taps` if the context asks for them.
+    fn stem(&self, x: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor>;
+
+    /// The rest of the trunk, to the penultimate features (N, D).
+    fn rest(&self, stem: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor>;
 
     /// Logits (N, C) of an embedding.
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor>;
@@ -445,9 +449,10 @@ pub trait Net {
     /// Channels of the intermediate maps.
     fn tap_widths(&self) -> Vec<usize>;
 
-    /// Trunk and head.
+    /// Everything, from images (N, H, W, C).
     fn forward(&self, x: &Tensor, cx: &Ctx) -> Result<Output> {
-        let (embedding, taps) = self.trunk(x, cx)?;
+        let mut taps = Vec::new();
+        let embedding = self.rest(&self.stem(x, cx, &mut taps)?, cx, &mut taps)?;
         let logits = self.head(&embedding, cx)?;
         Ok(Output { logits, embedding, taps })
     }

@@ -97,17 +97,21 @@ impl Block {
 }
 
 impl Net for ResNet18 {
-    fn trunk(&self, x: &Tensor, cx: &Ctx) -> Result<(Tensor, Vec<Tensor>)> {
-        let mut taps = Vec::new();
+    fn stem(&self, x: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
         let n = x.shape().nhwc("resnet18")?[0];
         let mut x = conv_norm(&cx.input(x)?, &self.stem, Conv { stride: 1, pad: 1 }, RELU, cx)?;
         for stage in self.blocks.chunks(2) {
             for block in stage {
                 x = block.forward(&x, cx)?;
             }
-            cx.tap(&mut taps, &x);
+            cx.tap(taps, &x);
         }
-        Ok((ops::avg_pool2d(&ops::cast(&x, Dtype::F32)?, self.pool)?.reshape([n, self.embedding])?, taps))
+        ops::avg_pool2d(&ops::cast(&x, Dtype::F32)?, self.pool)?.reshape([n, self.embedding])
+    }
+
+    /// Nothing: the only dropout is that of the head.
+    fn rest(&self, stem: &Tensor, _: &Ctx, _: &mut Vec<Tensor>) -> Result<Tensor> {
+        Ok(stem.clone())
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {

@@ -10,9 +10,7 @@ use super::{DeviceData, Model, Resident};
 use crate::clock::Clock;
 use crate::device::Device;
 use crate::device::cuda::Replay;
-use crate::nn::{Ctx, Mode, Output};
 use crate::ops::{self, View};
-use crate::rng::{Purpose, Rng};
 use crate::tensor::{Buf, Dtype, Tensor};
 use crate::{Error, Result};
 
@@ -39,28 +37,25 @@ impl Steps {
         Ok(Steps { clock: Rc::new(Clock::new(device)?), full: Replay::new(graphs), tail: Replay::new(graphs) })
     }
 
-    /// Runs `step(output of the network, clock, batch size)` over the images in `order`, and `after(start, batch size)`
-    /// behind each, outside of its graph.
+    /// Runs `step(images (n, H, W, C), clock)` over the images in `order`, and `after(start, batch size)` behind each,
+    /// outside of its graph.
     fn run<S>(
         &mut self,
-        model: &Model,
         (images, order): (&Resident, &Tensor),
         pass: &Pass,
         state: &mut S,
-        step: impl Fn(&mut S, Output, &Rc<Clock>, usize) -> Result<()>,
+        step: impl Fn(&mut S, &Tensor, &Rc<Clock>) -> Result<()>,
         mut after: impl FnMut(&S, usize, usize) -> Result<()>,
     ) -> Result<()> {
         let clock = &self.clock;
         clock.start(0, 0, 0.0)?;
-        let rng = Rng::new(0).at(Purpose::Dropout, 0, 0); // not drawn from: dropout is off
-        let cx = Ctx::new(Mode::Eval, rng, clock, &model.params);
         for at in (0..order.len()).step_by(pass.batch) {
             let n = pass.batch.min(order.len() - at);
             let replay = if n == pass.batch { &mut self.full } else { &mut self.tail };
             replay
                 .run(images.pixels.device(), || {
                     let x = ops::gather_images(&images.pixels, order, clock, n, pass.view)?;
-                    step(state, model.net.forward(&x, &cx)?, clock, n)?;
+                    step(state, &x, clock)?;
                     clock.advance(n)
                 })
                 .map_err(|e| {
@@ -101,12 +96,13 @@ impl<'a> Evaluator<'a> {
             self.steps = Steps::new(&data.device, self.pass.graphs)?;
         }
         self.correct.write(&data.device, &[0])?;
-        let count = |correct: &mut Buf<u32>, out: Output, clock: &Rc<Clock>, n: usize| {
+        let count = |correct: &mut Buf<u32>, x: &Tensor, clock: &Rc<Clock>| {
+            let n = x.shape().nhwc("evaluate")?[0];
             let labels = ops::gather_labels(&data.test_labels, &data.test.identity, clock, n)?;
-            ops::count_correct(correct, &out.logits.detach(), &labels)
+            ops::count_correct(correct, &model.output(x, clock)?.logits, &labels)
         };
         let all = (&data.test, &data.test.identity);
-        self.steps.run(model, all, &self.pass, &mut self.correct, count, |_, _, _| Ok(()))?;
+        self.steps.run(all, &self.pass, &mut self.correct, count, |_, _, _| Ok(()))?;
         let lost = Error::Device { op: "evaluate", why: "lost its counter".into() };
         self.correct.to_host()?.first().copied().ok_or(lost)
     }
@@ -125,6 +121,65 @@ pub struct Features {
     pub embeddings: Tensor,
 }
 
+/// Goes over the images `ids` in that order. `step(images (n, H, W, C), clock)` makes N matrices (n, widths) from a
+/// batch, and `each(place of its first row, their elements)` takes them over before the next batch overwrites them.
+/// The clock counts batches as its steps.
+pub fn sweep_each<const N: usize>(
+    images: &Resident,
+    ids: &[u32],
+    pass: Pass,
+    widths: [usize; N],
+    step: impl Fn(&Tensor, &Rc<Clock>) -> Result<[Tensor; N]>,
+    mut each: impl FnMut(usize, [Buf<f32>; N]) -> Result<()>,
+) -> Result<()> {
+    let device = images.pixels.device();
+    let order = Tensor::new(device, [ids.len()], ids)?;
+    let rows = pass.batch.min(ids.len());
+    let mut staging: Vec<Buf<f32>> = widths.iter().map(|w| Buf::stale(device, rows * w)).collect::<Result<_>>()?;
+    let windows = |staging: &[Buf<f32>], n: usize| -> Result<[Buf<f32>; N]> {
+        let all = staging.iter().zip(widths).map(|(s, w)| s.window(0, n * w)).collect::<Result<Vec<_>>>()?;
+        all.try_into().map_err(|_| Error::Device { op: "sweep", why: "lost a matrix".into() })
+    };
+    Steps::new(device, pass.graphs)?.run(
+        (images, &order),
+        &pass,
+        &mut staging,
+        |staging, x, clock| {
+            for (to, y) in staging.iter_mut().zip(step(x, clock)?) {
+                ops::copy_into(to, 0, y.buf("sweep")?, device)?;
+            }
+            Ok(())
+        },
+        |staging, at, n| each(at, windows(staging, n)?),
+    )
+}
+
+/// The matrices (M, widths) that `step` makes of the images `ids`, one row each in that order: see [`sweep_each`].
+pub fn sweep<const N: usize>(
+    images: &Resident,
+    ids: &[u32],
+    pass: Pass,
+    widths: [usize; N],
+    step: impl Fn(&Tensor, &Rc<Clock>) -> Result<[Tensor; N]>,
+) -> Result<[Tensor; N]> {
+    let device = images.pixels.device();
+    let kept = || {
+        let numbers: usize = widths.iter().sum();
+        (format!("keeping {numbers} numbers for each of {} images", ids.len()), "use a smaller network".into())
+    };
+    let mut all = Vec::new();
+    for w in widths {
+        all.push(Tensor::stale(device, [ids.len(), w], Dtype::F32).map_err(|e| e.needed_for(kept))?);
+    }
+    sweep_each(images, ids, pass, widths, step, |at, rows| {
+        for ((to, rows), w) in all.iter_mut().zip(&rows).zip(widths) {
+            ops::copy_into(to.buf_mut::<f32>("sweep")?, at * w, rows, device)?;
+        }
+        Ok(())
+    })?;
+    all.try_into().map_err(|_| Error::Device { op: "sweep", why: "lost a matrix".into() })
+}
+
 /// Goes over the images `ids` in that order and hands each batch to `each(place of its first row, logits (n, C),
 /// embeddings (n, D))`. The next batch overwrites both buffers.
 pub fn extract_each(
@@ -134,34 +189,13 @@ pub fn extract_each(
     pass: Pass,
     mut each: impl FnMut(usize, Buf<f32>, Buf<f32>) -> Result<()>,
 ) -> Result<()> {
-    let device = images.pixels.device();
-    let order = Tensor::new(device, [ids.len()], ids)?;
-    let (c, d, rows) = (model.classes, model.net.embedding_width(), pass.batch.min(ids.len()));
-    let mut staging = (Buf::<f32>::stale(device, rows * c)?, Buf::<f32>::stale(device, rows * d)?);
-    Steps::new(device, pass.graphs)?.run(
-        model,
-        (images, &order),
-        &pass,
-        &mut staging,
-        |(logits, embeddings), out, _, _| {
-            ops::copy_into(logits, 0, out.logits.buf("extract")?, device)?;
-            ops::copy_into(embeddings, 0, out.embedding.buf("extract")?, device)
-        },
-        |(logits, embeddings), at, n| each(at, logits.window(0, n * c)?, embeddings.window(0, n * d)?),
-    )
+    let step = |x: &Tensor, clock: &Rc<Clock>| model.output(x, clock).map(|out| [out.logits, out.embedding]);
+    sweep_each(images, ids, pass, model.widths(), step, |at, [logits, embeddings]| each(at, logits, embeddings))
 }
 
 /// Logits and embeddings of the images `ids`, one row each in that order.
 pub fn extract(model: &Model, images: &Resident, ids: &[u32], pass: Pass) -> Result<Features> {
-    let device = images.pixels.device();
-    let (c, d) = (model.classes, model.net.embedding_width());
-    let room = |columns: usize| Tensor::stale(device, [ids.len(), columns], Dtype::F32);
-    let kept = || (format!("keeping the {} outputs of {} images", c + d, ids.len()), "use a smaller network".into());
-    let mut logits = room(c).map_err(|e| e.needed_for(kept))?;
-    let mut embeddings = room(d).map_err(|e| e.needed_for(kept))?;
-    extract_each(model, images, ids, pass, |at, l, e| {
-        ops::copy_into(logits.buf_mut::<f32>("extract")?, at * c, &l, device)?;
-        ops::copy_into(embeddings.buf_mut::<f32>("extract")?, at * d, &e, device)
-    })?;
+    let step = |x: &Tensor, clock: &Rc<Clock>| model.output(x, clock).map(|out| [out.logits, out.embedding]);
+    let [logits, embeddings] = sweep(images, ids, pass, model.widths(), step)?;
     Ok(Features { logits, embeddings })
 }

@@ -3,7 +3,7 @@
 mod eval;
 mod supervised;
 
-pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each};
+pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each, sweep, sweep_each};
 pub use supervised::{AfterEpoch, EpochEnd, Fit, Model, Recipe, Steps, Trainer, Training};
 
 use crate::data::{Images, Spec};

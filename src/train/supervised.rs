@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::device::cuda::Replay;
 use crate::nn::lenet::LeNet;
 use crate::nn::resnet::ResNet18;
-use crate::nn::{Ctx, Layout, Mode, Net, Params, Precision};
+use crate::nn::{Ctx, Layout, Mode, Net, Output, Params, Precision};
 use crate::ops::{self, View};
 use crate::optim::{Sgd, rate_at};
 use crate::rng::{Purpose, Rng};
@@ -83,6 +83,17 @@ impl Model {
         };
         let params = layout.init(device, rng)?;
         Ok(Model { net, params, classes })
+    }
+
+    /// What the network makes of images (n, H, W, C) with dropout off.
+    pub fn output(&self, x: &Tensor, clock: &Rc<Clock>) -> Result<Output> {
+        let rng = Rng::new(0).at(Purpose::Dropout, 0, 0); // not drawn from
+        self.net.forward(x, &Ctx::new(Mode::Eval, rng, clock, &self.params))
+    }
+
+    /// Columns of logits and of embeddings.
+    pub fn widths(&self) -> [usize; 2] {
+        [self.classes, self.net.embedding_width()]
     }
 }
 
@@ -156,6 +167,8 @@ pub struct Trainer<'a> {
     pub seed: u64,
     /// Called after every epoch; an error stops the training.
     pub on_epoch: &'a dyn Fn(&EpochEnd) -> Result<()>,
+    /// Asked now and then by other long work, such as a selection; an error stops it.
+    pub check: &'a dyn Fn() -> Result<()>,
 }
 
 impl Trainer<'_> {

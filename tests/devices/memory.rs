@@ -47,8 +47,15 @@ pub fn what_for() {
             let data = DeviceData::new(&s.device, &set)?;
             let mut recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
             (recipe.epochs, recipe.batch) = (1, batch);
-            let trainer =
-                Trainer { data: &data, recipe: &recipe, eval_batch, graphs: true, seed: 1, on_epoch: &|_| Ok(()) };
+            let trainer = Trainer {
+                data: &data,
+                recipe: &recipe,
+                eval_batch,
+                graphs: true,
+                seed: 1,
+                on_epoch: &|_| Ok(()),
+                check: &|| Ok(()),
+            };
             trainer.fit(0, &labels).map(drop)
         };
         Some(run().err().map(|e| e.to_string()))

@@ -26,7 +26,15 @@ fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
     // Three full batches and a tail per epoch, flips and crops, the learning rate drops once.
     (recipe.epochs, recipe.batch, recipe.milestones, recipe.crop_pad) = (2, 16, vec![1], 2);
     (recipe.drop_small_tail, recipe.lr, recipe.precision) = (false, 0.05, precision);
-    let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 8, graphs, seed: 1, on_epoch: &|_| Ok(()) };
+    let trainer = Trainer {
+        data: &data,
+        recipe: &recipe,
+        eval_batch: 8,
+        graphs,
+        seed: 1,
+        on_epoch: &|_| Ok(()),
+        check: &|| Ok(()),
+    };
     let fit = trainer.fit(2, &labelled).unwrap();
     let ids: Vec<u32> = (0..20).rev().collect();
     let view = trainer.plain_view().unwrap();
