@@ -291,6 +291,34 @@ KERNEL least_confidence_f32(
     if (lane == 0) y[i] = top == top ? log1pf(sum) : top;
 }
 
+// y[i] = the entropy of softmax(x[i]) in nats = log1p(s) + sum over the classes that are not the largest of
+// -d exp(d) / (1 + s), d = x - max, s = sum of their exp(d): no term cancels another near certainty.
+//   y (n)   x (n, c), c > 0
+// Launch:  one warp per row, block 256.
+// Traffic: n*c + n floats; the row is read twice, from the cache the second time.
+// Repeats, limits: see the top.
+KERNEL entropy_f32(
+    float* __restrict__ y,
+    const float* __restrict__ x,
+    int n,
+    int c
+) {
+    int i = warp_row(), lane = threadIdx.x % 32;
+    if (i >= n) return;                            // guard: a whole warp leaves together
+    x += (size_t)i * c;
+    int at = row_argmax(x, c, lane);
+    float top = x[at], sum = 0.0f, spread = 0.0f;
+    for (int j = lane; j < c; j += 32) {
+        float d = x[j] - top;
+        float e = j == at ? 0.0f : expf(d);
+        sum += e;
+        spread -= e == 0.0f ? 0.0f : d * e;        // not -inf * 0
+    }
+    sum = warp_sum(sum);
+    spread = warp_sum(spread);
+    if (lane == 0) y[i] = top == top ? log1pf(sum) + spread / (1.0f + sum) : top;
+}
+
 // losses[slot] = loss, the slot being word 3 of the clock; nothing when it is outside.
 //   losses (n)   loss (1)   words (8)
 // Launch: one thread does it.  Traffic: one float.  Repeats: bit-identical.  Limits: none.

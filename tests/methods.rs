@@ -124,9 +124,8 @@ fn random_differs_by_seed_and_round_only() {
     assert_eq!(at(1), at(1));
 }
 
-/// METHODS 6.0, matrix E1, K = 2: examples 3 and 1.
-#[test]
-fn least_confidence_worked_example() {
+/// METHODS 6.0, matrix E1, as logits.
+fn e1() -> Tensor {
     let p: [[f32; 3]; 6] = [
         [0.5, 0.3, 0.2],
         [0.4, 0.35, 0.25],
@@ -136,12 +135,28 @@ fn least_confidence_worked_example() {
         [0.55, 0.225, 0.225],
     ];
     let logits: Vec<f32> = p.as_flattened().iter().map(|p| p.ln()).collect();
-    let logits = Tensor::new(&Device::Cpu, [6, 3], &logits).unwrap();
-    let scores = dalcore::ops::least_confidence(&logits).unwrap();
+    Tensor::new(&Device::Cpu, [6, 3], &logits).unwrap()
+}
+
+/// METHODS 6.0, matrix E1, K = 2: examples 3 and 1.
+#[test]
+fn least_confidence_worked_example() {
+    let scores = dalcore::ops::least_confidence(&e1()).unwrap();
     assert_eq!(dalcore::ops::top_k(&scores, 6).unwrap().to_vec::<u32>().unwrap(), [3, 1, 4, 0, 5, 2]);
     let wanted = [0.5f32, 0.6, 0.1, 0.66, 0.51, 0.45];
     for (s, u) in scores.to_vec::<f32>().unwrap().iter().zip(wanted) {
         assert!((1.0 - (-s).exp() - u).abs() < 1e-6, "{s} {u}");
+    }
+}
+
+/// METHODS 6.0, matrix E1: the full order by entropy, K = 2: examples 3 and 1.
+#[test]
+fn entropy_worked_example() {
+    let scores = dalcore::ops::entropy(&e1()).unwrap();
+    assert_eq!(dalcore::ops::top_k(&scores, 6).unwrap().to_vec::<u32>().unwrap(), [3, 1, 0, 5, 4, 2]);
+    let wanted = [1.029653f32, 1.080528, 0.394398, 1.098513, 0.777323, 1.000055];
+    for (s, h) in scores.to_vec::<f32>().unwrap().iter().zip(wanted) {
+        assert!((s - h).abs() < 1e-6, "{s} {h}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`crate::select`], the heavy lifting in kernels.
 
 mod coreset;
+mod entropy;
 mod least_confidence;
 mod query;
 mod random;
@@ -102,6 +103,13 @@ pub static METHODS: &[Entry] = &[
         kind: Kind::Sal,
         about: "the smallest top-class probability",
         make: |_| Box::new(least_confidence::LeastConfidence),
+    },
+    Entry {
+        id: "entropy",
+        paper_name: "EntropySampling",
+        kind: Kind::Extra,
+        about: "the largest entropy of the predicted probabilities",
+        make: |_| Box::new(entropy::Entropy),
     },
 ];
 

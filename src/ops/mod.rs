@@ -41,7 +41,8 @@ pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
 pub use shape::{concat_cols, concat_rows, slice_cols, slice_rows};
 pub use softmax::{
-    argmax_rows, count_correct, cross_entropy, cross_entropy_soft, least_confidence, log_softmax, softmax, write_loss,
+    argmax_rows, count_correct, cross_entropy, cross_entropy_soft, entropy, least_confidence, log_softmax, softmax,
+    write_loss,
 };
 pub use topk::{argmax, top_k};
 

@@ -140,6 +140,27 @@ pub fn least_confidence(logits: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
+/// H_i = −Σ p_ic ln p_ic of each row, p = softmax(x): (N, C) → (N). Written with the classes that are not the largest only,
+/// H = log1p(s) + Σ −d e^d / (1 + s) with d = x − max and s = Σ e^d, all terms of one sign: full resolution near
+/// certainty, where the largest probability rounds to 1. Not differentiable.
+pub fn entropy(logits: &Tensor) -> Result<Tensor> {
+    let op = "entropy";
+    let (n, c) = some_classes(op, logits)?;
+    let mut y = logits.stale_like([n])?;
+    match logits.device() {
+        Device::Cpu => on_real!(op, logits, T => {
+            let rows = logits.host::<T>(op)?.chunks_exact(c);
+            y.host_mut::<T>(op)?.iter_mut().zip(rows).for_each(|(y, x)| *y = cpu::entropy(x));
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let (l, y, x) = (Launch::warps(n, 256), y.buf_mut(op)?, logits.buf(op)?);
+            launch::entropy_f32(cuda, l, y, x, n as i32, c as i32)?;
+        }
+    }
+    Ok(y)
+}
+
 /// losses[clock.slot] = loss, without waiting for the device. A slot beyond the buffer is an error on the CPU and
 /// ignored on a device.
 pub fn write_loss(losses: &mut Buf<f32>, loss: &Tensor, clock: &Clock) -> Result<()> {
@@ -357,6 +378,23 @@ mod cpu {
         let others = x.iter().enumerate().filter(|(j, _)| *j != at);
         T::of(others.map(|(_, v)| (v.f64() - top).exp()).sum::<f64>().ln_1p())
     }
+
+    /// log1p(s) + Σ over the others of −d e^d / (1 + s), d = x − max, s = Σ e^d; a term of e^d = 0 is 0.
+    pub fn entropy<T: Real>(x: &[T]) -> T {
+        let at = argmax(x);
+        let top = x[at].f64();
+        if top.is_nan() {
+            return x[at];
+        }
+        let (mut sum, mut spread) = (0.0, 0.0);
+        for (_, v) in x.iter().enumerate().filter(|(j, _)| *j != at) {
+            let d = v.f64() - top;
+            let e = d.exp();
+            sum += e;
+            spread -= if e == 0.0 { 0.0 } else { d * e };
+        }
+        T::of(sum.ln_1p() + spread / (1.0 + sum))
+    }
 }
 
 macro_rules! case {
@@ -439,6 +477,28 @@ mod tests {
         let sure = least_confidence(&tensor(&[2, 2], &[30.0, 0.0, 40.0, 0.0])).unwrap().to_vec::<f32>().unwrap();
         assert!(sure[0] > sure[1] && sure[1] > 0.0, "{sure:?}");
         assert!(least_confidence(&tensor(&[1, 1], &[f32::NAN])).unwrap().to_vec::<f32>().unwrap()[0].is_nan());
+    }
+
+    #[test]
+    fn entropy_is_that_of_the_probabilities_and_does_not_saturate() {
+        // METHODS 6.0, E1.
+        let p = [[0.5f32, 0.3, 0.2], [0.4, 0.35, 0.25], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33], [0.49, 0.49, 0.02]];
+        let logits: Vec<f32> = p.as_flattened().iter().map(|p| p.ln() + 3.0).collect();
+        let h = entropy(&tensor(&[5, 3], &logits)).unwrap().to_vec::<f32>().unwrap();
+        for (h, want) in h.iter().zip([1.029_653, 1.080_528, 0.394_398, 1.098_513, 0.777_323]) {
+            assert!((h - want).abs() < 1e-6, "{h} {want}");
+        }
+        // One other class at distance d: (1 + d) e^-d to first order, of which nothing is left of 1 - p log p.
+        let sure = entropy(&tensor(&[3, 2], &[30.0, 0.0, 0.0, 40.0, 90.0, 0.0])).unwrap().to_vec::<f32>().unwrap();
+        for (h, d) in sure.iter().zip([30.0f64, 40.0, 90.0]) {
+            let want = (1.0 + d) * (-d).exp();
+            assert!((f64::from(*h) / want - 1.0).abs() < 1e-5, "{h} {want}");
+        }
+        let inf = f32::INFINITY;
+        let odd = entropy(&tensor(&[4, 2], &[0.0, -inf, -inf, -inf, inf, 0.0, 0.0, f32::NAN])).unwrap();
+        let odd = odd.to_vec::<f32>().unwrap();
+        assert!(odd[0] == 0.0 && odd[1].is_nan() && odd[3].is_nan(), "{odd:?}");
+        assert_eq!(entropy(&tensor(&[1, 1], &[5.0])).unwrap().to_vec::<f32>().unwrap(), [0.0]);
     }
 
     #[test]
