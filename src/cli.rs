@@ -319,10 +319,9 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         Command::Embed(args) => embed(args, verbosity),
         Command::Report { folder } => report_command(folder),
         Command::Methods => {
-            println!("{:<18} {:<18} about", "method", "in the paper");
-            for m in METHODS {
-                println!("{:<18} {:<18} {}", m.id, m.paper_name, m.about);
-            }
+            let row = |a, b, c, d, e, f| println!("{a:<18} {b:<18} {c:<24} {d:<24} {e:<18} {f}");
+            row("method", "in the paper", "needs", "costs (time, memory)", "remembers", "about");
+            METHODS.iter().for_each(|m| row(m.id, m.paper_name, m.needs, m.costs, m.remembers, m.about));
             Ok(())
         }
         Command::Data { command } => data_command(command, cli.quiet),

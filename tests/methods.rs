@@ -187,7 +187,7 @@ fn a_nan_embedding_or_score_is_named() {
 fn the_table_is_sound() {
     for (i, m) in METHODS.iter().enumerate() {
         assert!(METHODS[..i].iter().all(|o| o.id != m.id && o.paper_name != m.paper_name));
-        assert!(!m.about.is_empty());
+        assert!([m.about, m.needs, m.costs, m.remembers].iter().all(|text| !text.is_empty()), "{}", m.id);
         assert_eq!(dalcore::methods::find(m.paper_name).unwrap().id, m.id);
     }
     assert!(dalcore::methods::find("corset").err().unwrap().to_string().contains("did you mean 'coreset'"));

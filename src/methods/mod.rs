@@ -77,6 +77,13 @@ pub struct Entry {
     pub kind: Kind,
     /// One line for help and README.
     pub about: &'static str,
+    /// What a selection asks for, in few words: `embeddings of the pool`, `logits`, `10 dropout passes`, `a VAE trained
+    /// each round`; `nothing` when it asks for nothing.
+    pub needs: &'static str,
+    /// Time of a selection and, after a comma, its working memory, in the letters of METHODS 0.2: `U·C, U`.
+    pub costs: &'static str,
+    /// What [`Method::save`] keeps from round to round in few words; `nothing` when that is nothing.
+    pub remembers: &'static str,
     /// Makes a fresh instance with the settings under the method's id.
     pub make: fn(&Config) -> Box<dyn Method>,
 }
@@ -88,6 +95,9 @@ pub static METHODS: &[Entry] = &[
         paper_name: "RandomSampling",
         kind: Kind::Sal,
         about: "uniform draw; the reference of every comparison",
+        needs: "nothing",
+        costs: "U, U",
+        remembers: "nothing",
         make: |_| Box::new(random::Random),
     },
     Entry {
@@ -95,6 +105,9 @@ pub static METHODS: &[Entry] = &[
         paper_name: "CoreSet",
         kind: Kind::Sal,
         about: "farthest-first traversal (k-center greedy) of the penultimate features",
+        needs: "embeddings of the pool",
+        costs: "(L + K)·U·D, N·D",
+        remembers: "nothing",
         make: |_| Box::new(coreset::CoreSet),
     },
     Entry {
@@ -102,6 +115,9 @@ pub static METHODS: &[Entry] = &[
         paper_name: "LeastConfidence",
         kind: Kind::Sal,
         about: "the smallest top-class probability",
+        needs: "logits",
+        costs: "U·C, U·C",
+        remembers: "nothing",
         make: |_| Box::new(least_confidence::LeastConfidence),
     },
     Entry {
