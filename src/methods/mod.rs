@@ -125,6 +125,9 @@ pub static METHODS: &[Entry] = &[
         paper_name: "EntropySampling",
         kind: Kind::Extra,
         about: "the largest entropy of the predicted probabilities",
+        needs: "logits",
+        costs: "U·C, U·C",
+        remembers: "nothing",
         make: |_| Box::new(entropy::Entropy),
     },
 ];
