@@ -17,6 +17,7 @@ mod normal;
 mod norms;
 mod optim;
 mod pool;
+mod ranking;
 mod reduce;
 mod rows;
 mod shape;
@@ -37,12 +38,13 @@ pub use normal::{normals, reparameterize};
 pub use norms::{normalize_rows, row_norms};
 pub use optim::{AdamRule, adam_step, copy_into, ema_step, sgd_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
+pub use ranking::ranking_loss;
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
 pub use rows::{gather_labels, gather_rows};
 pub use shape::{concat_cols, concat_rows, slice_cols, slice_rows};
 pub use softmax::{
-    argmax_rows, count_correct, cross_entropy, cross_entropy_soft, entropy, least_confidence, log_softmax, softmax,
-    write_loss,
+    argmax_rows, count_correct, cross_entropy, cross_entropy_each, cross_entropy_soft, entropy, least_confidence,
+    log_softmax, softmax, write_loss,
 };
 pub use topk::{argmax, top_k};
 
@@ -154,7 +156,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 16] = [
+    let families: [&'static [Case]; 17] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -170,6 +172,7 @@ pub fn cases() -> Vec<&'static Case> {
         shape::CASES,
         norms::CASES,
         normal::CASES,
+        ranking::CASES,
         conv2d::TRANSPOSED,
     ];
     families.into_iter().flatten().collect()

@@ -32,6 +32,12 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 /// Mean cross-entropy of logits (N, C) with u32 labels (N): a scalar, NaN for an empty batch. A label that is no
 /// class is an error on the CPU and makes the loss NaN on a device.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let [mean, _] = cross_entropy_each(logits, labels)?;
+    Ok(mean)
+}
+
+/// As [`cross_entropy`], and beside the mean the loss of every row (N), which is not differentiable.
+pub fn cross_entropy_each(logits: &Tensor, labels: &Tensor) -> Result<[Tensor; 2]> {
     let op = "cross_entropy";
     let (n, c) = logits.shape().rows(op)?;
     if labels.dims() != [n] {
@@ -51,7 +57,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
             launch::cross_entropy_f32(cuda, l, y, d.buf_mut(op)?, x, labels.buf(op)?, n as i32, c as i32)?;
         }
     }
-    mean_with_grad(op, logits, &losses, d)
+    Ok([mean_with_grad(op, logits, &losses, d)?, losses])
 }
 
 /// Mean cross-entropy of logits (N, C) with target probabilities (N, C): a scalar. No gradient for the targets.
