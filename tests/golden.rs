@@ -11,6 +11,7 @@ use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::Device;
 use dalcore::nn::lenet::LeNet;
+use dalcore::nn::losshead::LossHead;
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::{Ctx, Layout, Mode, Net};
 use dalcore::ops::{self, AdamRule, Arg, Case, View, cases, large_cases};
@@ -53,7 +54,7 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 13] = [
+const FUNCTIONS: [&str; 14] = [
     "sgd_step",
     "adam_step",
     "ema_step",
@@ -67,6 +68,7 @@ const FUNCTIONS: [&str; 13] = [
     "resnet18_w16",
     "resnet18_w16_64px",
     "resnet18_w64",
+    "loss_head",
 ];
 
 #[test]
@@ -418,4 +420,35 @@ fn resnet_step_equals_pytorch() {
         let s = Steps { network, steps: 1, batch, image: [side, side, 3], classes, roundings: 20.0 * 500.0 };
         steps_equal_pytorch(&s, &net, layout);
     }
+}
+
+/// The predictions of the loss head, and what its ranking loss sends back to its layers and to the maps.
+#[test]
+fn loss_head_equals_pytorch() {
+    let (d, mut check) = (Device::Cpu, Check::new());
+    let name = "loss_head/6";
+    const ARGS: &[Arg] =
+        &[Arg::Diff(&[6, 4, 4, 3], -2.0, 2.0), Arg::Diff(&[6, 2, 2, 5], -2.0, 2.0), Arg::Fixed(&[6], 0.0, 4.0)];
+    let made = inputs(name, ARGS);
+    let maps = &made[..2];
+    let mut layout = Layout::default();
+    let head = LossHead::new(&[3, 5], None, &mut layout);
+    let params = layout.init(&d, Rng::new(10).at(Purpose::Init, 3, 0)).unwrap();
+    assert_eq!(params.count(), 128 * (3 + 1) + 128 * (5 + 1) + 257);
+    let clock = Rc::new(Clock::new(&d).unwrap());
+    let cx = Ctx::new(Mode::Train, Rng::new(0), &clock, &params);
+    let predicted = head.forward(maps, &cx, &cx).unwrap();
+    check.floats(format!("{name}/out"), &predicted.to_vec().unwrap(), 256);
+    // The ranking alone does not depend on the last bias.
+    let ranking = ops::ranking_loss(&predicted, &made[2], 1.0).unwrap();
+    let loss = ops::add(&ranking, &ops::sum_all(&predicted).unwrap()).unwrap();
+    let by_map = loss.grad(&[&made[0], &made[1]]).unwrap();
+    for (i, map) in maps.iter().enumerate() {
+        check.floats(format!("{name}/map{i}"), &by_map.of(map).unwrap().to_vec().unwrap(), 256);
+    }
+    for (i, g) in loss.backward(&params).unwrap().params() {
+        let slot = &params.slots()[i].name;
+        check.floats(format!("{name}/grad/{slot}"), &g.to_vec().unwrap(), 256);
+    }
+    report("loss head", check.findings);
 }

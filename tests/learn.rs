@@ -12,7 +12,7 @@ use dalcore::ops::{self, View};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{DeviceData, EpochEnd, Fit, Recipe, Steps, Trainer, Training};
+use dalcore::train::{CrossEntropy, DeviceData, EpochEnd, Fit, Recipe, Steps, Trainer, Training};
 
 fn recipe() -> Recipe {
     Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean).train
@@ -183,21 +183,21 @@ fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
         after.push((saved(t), t.correct.clone(), t.loss.clone()));
         Ok(())
     };
-    trainer.go_on(0, labelled, &mut whole, &mut keep).unwrap();
+    trainer.go_on(&CrossEntropy, 0, labelled, &mut whole, &mut keep).unwrap();
     assert!(after.len() == 4 && after[0].0.1 != after[1].0.1, "momentum moves");
     for ((model, momentum), correct, loss) in &after {
         let mut t = trainer.start(0).unwrap();
         checkpoint::from_bytes(&mut t.model.params, model).unwrap();
         checkpoint::momentum_from_bytes(&t.model.params, &mut t.sgd, momentum).unwrap();
         (t.correct, t.loss) = (correct.clone(), loss.clone());
-        trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+        trainer.go_on(&CrossEntropy, 0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
         assert!(saved(&t) == saved(&whole) && t.loss == whole.loss && t.correct == whole.correct);
     }
     // What has settled stays settled.
     let r = Recipe { early_stop: f64::INFINITY, ..r.clone() };
     let trainer = Trainer { recipe: &r, ..trainer };
     let mut t = trainer.start(0).unwrap();
-    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
+    trainer.go_on(&CrossEntropy, 0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
     assert_eq!(t.loss.len(), 2);
-    trainer.go_on(0, labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
+    trainer.go_on(&CrossEntropy, 0, labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
 }

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
+use crate::methods::learning_loss;
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -22,6 +23,9 @@ pub struct Config {
     pub eval: Eval,
     /// How much is labelled.
     pub budget: Budget,
+    /// Settings of the method of this name.
+    #[serde(rename = "learning-loss")]
+    pub learning_loss: learning_loss::Settings,
 }
 
 /// Keys under `model`.
@@ -179,6 +183,7 @@ impl Config {
             },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },
+            learning_loss: learning_loss::Settings::of(profile),
         }
     }
 
@@ -250,7 +255,7 @@ impl Config {
         if !(0.0..=1.0).contains(&t.momentum) || !at_least_zero(t.weight_decay) || !at_least_zero(t.grad_clamp) {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
-        Ok(())
+        self.learning_loss.check()
     }
 }
 

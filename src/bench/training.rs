@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::nn::checkpoint;
 use crate::optim::rate_at;
 use crate::report::{figure, published};
-use crate::train::{DeviceData, EpochEnd, Steps, Trainer, Training};
+use crate::train::{CrossEntropy, DeviceData, EpochEnd, Steps, Trainer, Training};
 use crate::{Error, Result};
 
 /// What `dalcore train` is asked for beyond a [`Plan`], whose methods it does not use.
@@ -152,7 +152,7 @@ impl One<'_> {
         self.progress.resume(finished);
 
         let (mut pending, mut last) = (Vec::new(), Instant::now());
-        let went = trainer.go_on(0, &self.labelled, &mut training, &mut |end, training, steps| {
+        let went = trainer.go_on(&CrossEntropy, 0, &self.labelled, &mut training, &mut |end, training, steps| {
             pending.push(self.pending(end, steps));
             let stop = self.plan.stopped();
             if stop || last.elapsed() >= self.options.every {

@@ -3,6 +3,7 @@
 
 mod coreset;
 mod entropy;
+pub mod learning_loss;
 mod least_confidence;
 mod query;
 mod random;
@@ -109,6 +110,16 @@ pub static METHODS: &[Entry] = &[
         costs: "(L + K)·U·D, N·D",
         remembers: "nothing",
         make: |_| Box::new(coreset::CoreSet),
+    },
+    Entry {
+        id: "learning-loss",
+        paper_name: "LearningLoss",
+        kind: Kind::Sal,
+        about: "the largest losses, as predicted by a head trained with the network",
+        needs: "a loss head trained with the network, its predictions",
+        costs: "U, U",
+        remembers: "nothing",
+        make: |config| Box::new(learning_loss::LearningLoss::new(config)),
     },
     Entry {
         id: "least-confidence",

@@ -149,17 +149,33 @@ impl<'a> Query<'a> {
         extract(self.model, &self.trainer.data.train, &ids(of), self.pass())
     }
 
+    /// Random unlabelled examples, ascending: `size` of them, but at least `n` (all if there are fewer, or `size` is 0).
+    pub fn subset(&self, size: usize, n: usize) -> Vec<PoolIdx> {
+        let all = self.unlabelled();
+        if size == 0 || size.max(n) >= all.len() {
+            return all.to_vec();
+        }
+        let order = self.rng.permutation(all.len());
+        let mut some: Vec<PoolIdx> = order.into_iter().take(size.max(n)).map(|i| all[i as usize]).collect();
+        some.sort_unstable();
+        some
+    }
+
     /// The `n` unlabelled examples with the largest of `scores` (U), ties to the lowest id. A score that is not a number
     /// is an error that names the example.
     pub fn top(&self, method: &str, scores: &Tensor, n: usize) -> Result<Vec<PoolIdx>> {
-        let ids = self.unlabelled();
+        self.top_of(method, self.unlabelled(), scores, n)
+    }
+
+    /// As [`Query::top`], among `ids` (ascending), a score each.
+    pub fn top_of(&self, method: &str, ids: &[PoolIdx], scores: &Tensor, n: usize) -> Result<Vec<PoolIdx>> {
         let n = n.min(ids.len());
         if n == 0 {
             return Ok(Vec::new());
         }
         let rows = ops::top_k(scores, n).map_err(|e| match e {
             Error::NonFinite { what } => Error::NonFinite {
-                what: format!("{method}: {what} (rows count the {} unlabelled examples in order)", ids.len()),
+                what: format!("{method}: {what} (rows count {} unlabelled examples in order)", ids.len()),
             },
             other => other,
         })?;

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod lenet;
+pub mod losshead;
 pub mod resnet;
 
 use std::cell::{Cell, RefCell};

@@ -7,7 +7,7 @@
 //! Average pooling: y[n][p][q][c] = Σ_{r,s < size} x[n][p·size + r][q·size + s][c] / size², windows side by side. Backward:
 //! dx = dy / size² in the window, 0 in a last row or column that is in none.
 
-use super::{Arg, Case, rounded};
+use super::{Arg, Case, rounded, scale};
 use crate::device::{Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
 use crate::{Error, Result, on_real, on_stored};
@@ -15,7 +15,7 @@ use crate::{Error, Result, on_real, on_stored};
 /// Window, step and border of a pooling; squares only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// Rows and columns of the window, at most 16.
+    /// Rows and columns of the window, at most 16 for a maximum.
     pub size: usize,
     /// Rows and columns from one window to the next.
     pub stride: usize,
@@ -35,7 +35,7 @@ pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
     if x.is_rounded() {
         return rounded([x], |[x]| max_pool2d(x, pool));
     }
-    let g = Geometry::new(x, pool)?;
+    let g = Geometry::new(x, pool, 16)?;
     let (y, at) = max_pool2d_fwd(x, g)?;
     Ok(y.with_grad("max_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || max_pool2d_bwd(dy, &at, g))?])))
 }
@@ -45,7 +45,7 @@ pub fn avg_pool2d(x: &Tensor, size: usize) -> Result<Tensor> {
     if x.is_rounded() {
         return rounded([x], |[x]| avg_pool2d(x, size));
     }
-    let g = Geometry::new(x, Pool::square(size))?;
+    let g = Geometry::new(x, Pool::square(size), usize::MAX)?;
     let y = avg_pool2d_fwd(x, g)?;
     Ok(y.with_grad("avg_pool2d", &[x], move |dy, need| Ok(vec![need.then(0, || avg_pool2d_bwd(dy, g))?])))
 }
@@ -63,11 +63,12 @@ struct Geometry {
 }
 
 impl Geometry {
-    fn new(x: &Tensor, pool: Pool) -> Result<Geometry> {
+    /// `largest`: the largest window.
+    fn new(x: &Tensor, pool: Pool, largest: usize) -> Result<Geometry> {
         let [n, h, w, c] = x.shape().nhwc("max_pool2d")?;
         let Pool { size, stride, pad } = pool;
-        if !(1..=16).contains(&size) || stride == 0 || pad >= size {
-            let why = format!("{pool:?}: wants 1 to 16 for the size, a stride above 0 and a pad below the size");
+        if !(1..=largest).contains(&size) || stride == 0 || pad >= size {
+            let why = format!("{pool:?}: wants 1 to {largest} for the size, a stride above 0 and a pad below the size");
             return Err(Error::Config { key: "max_pool2d".into(), why });
         }
         if h.min(w) + 2 * pad < size {
@@ -450,6 +451,15 @@ pub(super) const LARGE: &[Case] = &[
     case!("max_pool2d/128x8x8x20", [128, 8, 8, 20], Pool::square(2), 1, 40960),
     case!("max_pool2d/3x33x31x17/3s2p1", [3, 33, 31, 17], OVERLAP, 4, 13872),
     avg_case!("avg_pool2d/64x4x4x128", [64, 4, 4, 128], 4),
+    // The whole map, times its area: gradients of a mean would be as small as their tolerance.
+    Case {
+        name: "global_avg/8x32x32x16",
+        inputs: &[Arg::Diff(&[8, 32, 32, 16], -2.0, 2.0)],
+        run: |x| scale(&avg_pool2d(&x[0], 32)?, 1024.0),
+        sum: 1024,
+        flops: 8 * 32 * 32 * 16,
+        bytes: 4 * 8 * 16 * (32 * 32 + 1),
+    },
 ];
 
 #[cfg(test)]
@@ -492,7 +502,7 @@ mod tests {
         let r = crate::rng::Rng::new(5);
         for (n, h, w, c) in [(3, 24, 24, 10), (2, 8, 8, 20), (1, 5, 7, 8), (2, 3, 2, 9), (70, 6, 6, 33)] {
             let x = Tensor::zeros(&Device::Cpu, [n, h, w, c], Dtype::F32).unwrap();
-            let g = Geometry::new(&x, Pool::square(2)).unwrap();
+            let g = Geometry::new(&x, Pool::square(2), 16).unwrap();
             // Few different values, so that there are ties.
             let x: Vec<f32> = (0..x.len() as u64).map(|e| (r.u32(e) >> 29) as f32).collect();
             let m = n * g.pooled();

@@ -4,7 +4,7 @@ mod eval;
 mod supervised;
 
 pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each, sweep, sweep_each};
-pub use supervised::{AfterEpoch, EpochEnd, Fit, Model, Recipe, Steps, Trainer, Training};
+pub use supervised::{AfterEpoch, CrossEntropy, EpochEnd, Fit, Model, Objective, Recipe, Steps, Trainer, Training};
 
 use crate::data::{Images, Spec};
 use crate::device::Device;

@@ -67,6 +67,13 @@ impl Model {
 
     /// The network that `spec` names, for its images and classes; `rng` draws the weights.
     pub fn build(spec: &data::Spec, device: &Device, rng: Rng) -> Result<Model> {
+        let (layout, net) = Model::plan(spec)?;
+        Ok(Model { net, params: layout.init(device, rng)?, classes: spec.classes })
+    }
+
+    /// The layers of the network that `spec` names, and the places of their parameters. Whoever adds to the network
+    /// reserves parameters behind them.
+    pub fn plan(spec: &data::Spec) -> Result<(Layout, Box<dyn Net>)> {
         let mut layout = Layout::default();
         let classes = spec.classes;
         let refuse = |why: String| Err(Error::Config { key: "model".into(), why });
@@ -81,19 +88,44 @@ impl Model {
             }
             data::Model::ResNet18 { width } => Box::new(ResNet18::new(&mut layout, width, [spec.h, spec.c], classes)?),
         };
-        let params = layout.init(device, rng)?;
-        Ok(Model { net, params, classes })
+        Ok((layout, net))
     }
 
     /// What the network makes of images (n, H, W, C) with dropout off.
     pub fn output(&self, x: &Tensor, clock: &Rc<Clock>) -> Result<Output> {
+        self.net.forward(x, &self.context(clock))
+    }
+
+    /// For a pass with dropout off.
+    pub fn context<'a>(&'a self, clock: &'a Rc<Clock>) -> Ctx<'a> {
         let rng = Rng::new(0).at(Purpose::Dropout, 0, 0); // not drawn from
-        self.net.forward(x, &Ctx::new(Mode::Eval, rng, clock, &self.params))
+        Ctx::new(Mode::Eval, rng, clock, &self.params)
     }
 
     /// Columns of logits and of embeddings.
     pub fn widths(&self) -> [usize; 2] {
         [self.classes, self.net.embedding_width()]
+    }
+}
+
+/// What training minimises.
+pub trait Objective {
+    /// The loss, a scalar, of images x (n, H, W, C) with labels y (n). Captured in a graph: what it computes depends on
+    /// the size of the batch and on the stage only.
+    fn loss(&self, net: &dyn Net, x: &Tensor, y: &Tensor, cx: &mut Ctx, stage: u32) -> Result<Tensor>;
+
+    /// Which of its losses it uses in an epoch, of all `epochs`.
+    fn stage(&self, _epoch: u32, _epochs: u32) -> u32 {
+        0
+    }
+}
+
+/// Mean cross-entropy of the logits.
+pub struct CrossEntropy;
+
+impl Objective for CrossEntropy {
+    fn loss(&self, net: &dyn Net, x: &Tensor, y: &Tensor, cx: &mut Ctx, _stage: u32) -> Result<Tensor> {
+        ops::cross_entropy(&net.forward(x, cx)?.logits, y)
     }
 }
 
@@ -191,9 +223,20 @@ impl Trainer<'_> {
 
     /// Trains a fresh model on the labelled examples (ascending ids, with their labels).
     pub fn fit(&self, round: u32, labelled: &[(PoolIdx, u32)]) -> Result<Fit> {
-        let mut training = self.start(round)?;
+        self.fit_to(&CrossEntropy, Model::fresh(self.data, self.seed, round)?, round, labelled)
+    }
+
+    /// Trains `model`, which is fresh, towards another objective.
+    pub fn fit_to(
+        &self,
+        objective: &dyn Objective,
+        model: Model,
+        round: u32,
+        labelled: &[(PoolIdx, u32)],
+    ) -> Result<Fit> {
+        let mut training = self.begin(model)?;
         let (mut training_s, mut evaluation_s) = (0.0, 0.0);
-        self.go_on(round, labelled, &mut training, &mut |e, _, _| {
+        self.go_on(objective, round, labelled, &mut training, &mut |e, _, _| {
             training_s += e.training_s;
             evaluation_s += e.evaluation_s;
             (self.on_epoch)(e)
@@ -204,7 +247,10 @@ impl Trainer<'_> {
 
     /// Fresh weights, before the first epoch.
     pub fn start(&self, round: u32) -> Result<Training> {
-        let mut model = Model::fresh(self.data, self.seed, round)?;
+        self.begin(Model::fresh(self.data, self.seed, round)?)
+    }
+
+    fn begin(&self, mut model: Model) -> Result<Training> {
         model.params.set_precision(self.recipe.precision)?;
         let clamp = Some(self.recipe.grad_clamp).filter(|c| *c > 0.0);
         let sgd = Sgd::new(&model.params, self.recipe.momentum, self.recipe.weight_decay, clamp)?;
@@ -219,6 +265,7 @@ impl Trainer<'_> {
     /// Trains to the end of the recipe from wherever `training` is. The same bytes, however often it was interrupted.
     pub fn go_on(
         &self,
+        objective: &dyn Objective,
         round: u32,
         labelled: &[(PoolIdx, u32)],
         training: &mut Training,
@@ -244,7 +291,7 @@ impl Trainer<'_> {
         let mut order = Tensor::zeros(device, [labelled.len()], crate::tensor::Dtype::U32)?;
         let mut losses: Buf<f32> = Buf::zeros(device, sizes.len())?;
         let clock = Rc::new(Clock::new(device)?);
-        let (mut full, mut tail) = (Replay::new(self.graphs), Replay::new(self.graphs));
+        let (mut full, mut tail, mut stage) = (Replay::new(self.graphs), Replay::new(self.graphs), None);
 
         for epoch in training.loss.len() as u32..recipe.epochs {
             if self.settled(&training.loss) {
@@ -252,6 +299,10 @@ impl Trainer<'_> {
             }
             let Training { model, sgd, .. } = &mut *training;
             let start = Instant::now();
+            let now = objective.stage(epoch, recipe.epochs);
+            if stage.replace(now).is_some_and(|before| before != now) {
+                (full, tail) = (Replay::new(self.graphs), Replay::new(self.graphs));
+            }
             let shuffle = rng.at(Purpose::Shuffle, round, epoch).permutation(labelled.len());
             let ids: Vec<u32> = shuffle.iter().map(|i| labelled[*i as usize].0.0).collect();
             order.buf_mut("fit")?.write(device, &ids)?;
@@ -263,8 +314,8 @@ impl Trainer<'_> {
                         let x = ops::gather_images(&data.train.pixels, &order, &clock, n, &view)?;
                         let y = ops::gather_labels(&labels, &order, &clock, n)?;
                         let rng = rng.at(Purpose::Dropout, round, 0);
-                        let cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
-                        let loss = ops::cross_entropy(&model.net.forward(&x, &cx)?.logits, &y)?;
+                        let mut cx = Ctx::new(Mode::Train, rng, &clock, &model.params);
+                        let loss = objective.loss(&*model.net, &x, &y, &mut cx, now)?;
                         let grads = loss.backward(&model.params)?;
                         let seen = cx.into_seen();
                         ops::write_loss(&mut losses, &loss.detach(), &clock)?;
