@@ -8,10 +8,11 @@ use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
 use dalcore::nn::checkpoint;
+use dalcore::nn::losshead::LossHead;
 use dalcore::ops::View;
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::tensor::Tensor;
-use dalcore::train::{DeviceData, Model, Trainer};
+use dalcore::train::{DeviceData, Model, Pass, Trainer, sweep};
 
 const POOL: usize = 400;
 const LABELLED: usize = 60;
@@ -191,4 +192,39 @@ fn the_table_is_sound() {
         assert_eq!(dalcore::methods::find(m.paper_name).unwrap().id, m.id);
     }
     assert!(dalcore::methods::find("corset").err().unwrap().to_string().contains("did you mean 'coreset'"));
+}
+
+/// The largest predictions first; as in the reference code, the smallest of predictions that belong to other examples.
+#[test]
+fn learning_loss_takes_the_largest_predictions() {
+    let mut s = scene();
+    let picks = |s: &Scene| {
+        let mut method = (entry("learning-loss").make)(&s.config);
+        let model = s.model(&mut *method);
+        let picks = s.select(&mut *method, &model, "learning-loss", 64, 1, 340).unwrap();
+        (model, picks)
+    };
+    let (model, by_loss) = picks(&s);
+    let head = LossHead::new(&model.net.tap_widths(), None, &mut Model::plan(&s.data.spec).unwrap().0);
+    let [losses] = sweep(
+        &s.data.train,
+        &(0..POOL as u32).collect::<Vec<_>>(),
+        Pass { view: &s.view, batch: 50, graphs: true },
+        [1],
+        |x, clock| {
+            let cx = model.context(clock).with_taps();
+            let y = head.forward(&model.net.forward(x, &cx)?.taps, &cx, &cx)?;
+            Ok([y.reshape([y.len(), 1])?])
+        },
+    )
+    .unwrap();
+    let losses = losses.to_vec::<f32>().unwrap();
+    assert!(by_loss.windows(2).all(|p| losses[p[0].index()] >= losses[p[1].index()]));
+    assert!(losses[by_loss[0].index()] > losses[by_loss[339].index()]);
+
+    s.config.learning_loss.reference_bugs = true;
+    let (model, shuffled) = picks(&s);
+    assert_eq!(model.params.count(), 21_840 + 257);
+    let again = picks(&s).1;
+    assert!(shuffled == again && shuffled != by_loss);
 }

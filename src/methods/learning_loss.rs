@@ -152,3 +152,64 @@ impl Method for LearningLoss {
         q.top_of("learning-loss", &ids, &ops::scale(&shuffled, -1.0)?.reshape([ids.len()])?, n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::data::mnist;
+    use crate::device::Device;
+
+    /// Gradients of the layers of the network, the maps' layers and the last one, for a weight of the ranking loss.
+    fn grads(reference_bugs: bool, weight: f32, stage: u32) -> [Vec<f32>; 3] {
+        let settings = Settings { weight, reference_bugs, ..Settings::of(Profile::Clean) };
+        let method = LearningLoss { settings };
+        let images = || crate::data::Images { n: 0, h: 28, w: 28, c: 1, pixels: Vec::new(), labels: Vec::new() };
+        let data = crate::data::Dataset::new(&mnist::SPEC, images(), images());
+        let data = DeviceData::new(&Device::Cpu, &data).unwrap();
+        let (layout, net, head) = method.plan(&data, 3).unwrap();
+        let params = layout.init(&data.device, Rng::new(3)).unwrap();
+        let clock = Rc::new(Clock::new(&data.device).unwrap());
+        let x: Vec<f32> = (0..4 * 784).map(|e| Rng::new(4).uniform(e)).collect();
+        let x = Tensor::new(&data.device, [4, 28, 28, 1], &x).unwrap();
+        let y = Tensor::new(&data.device, [4], &[3u32, 1, 4, 1]).unwrap();
+        let mut cx = Ctx::new(Mode::Train, Rng::new(5).at(Purpose::Dropout, 0, 0), &clock, &params);
+        let loss = Ranked { head, settings }.loss(&*net, &x, &y, &mut cx, stage).unwrap();
+        let grads = loss.backward(&params).unwrap();
+        let mut found = [Vec::new(), Vec::new(), Vec::new()];
+        for (i, g) in grads.params() {
+            let name = &params.slots()[i].name;
+            let at = if name.starts_with("loss.tap") { 1 } else { 2 * usize::from(name.starts_with("loss.out")) };
+            found[at].extend(g.to_vec::<f32>().unwrap());
+        }
+        found
+    }
+
+    #[test]
+    fn detached_the_ranking_moves_the_head_alone() {
+        let [net, taps, out] = grads(false, 1.0, 0);
+        assert_eq!([net.len(), taps.len() + out.len()], [21_840, 4_353]);
+        let [plain, ..] = grads(false, 0.0, 0);
+        assert_ne!(net, plain, "together, the ranking moves the network");
+        let [detached, by_detached, _] = grads(false, 1.0, 1);
+        assert_eq!(detached, plain, "detached, it does not");
+        assert_eq!(by_detached, taps);
+        // The reference code: the layers of the maps are no parameters at all.
+        let [net, taps, out] = grads(true, 1.0, 0);
+        assert!(net != plain && taps.is_empty() && out.len() == 257);
+    }
+
+    #[test]
+    fn stages() {
+        let ranked = |profile| {
+            let settings = Settings::of(profile);
+            let head = Head { head: LossHead::new(&[], None, &mut Layout::default()), fixed: None };
+            let ranked = Ranked { head, settings };
+            [0, 39, 40, 49].map(|epoch| ranked.stage(epoch, 50))
+        };
+        assert_eq!(ranked(Profile::Clean), [0, 0, 1, 1]);
+        assert_eq!(ranked(Profile::Repro), [0; 4]);
+    }
+}
