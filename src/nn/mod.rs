@@ -32,8 +32,17 @@ pub struct Stat(usize);
 pub enum Start {
     /// uniform(−1/√n, 1/√n), n being the number of inputs of one output.
     FanIn(usize),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
     /// One value everywhere.
     Constant(f32),
+}
+
+impl Start {
+    /// Kaiming's normal numbers, of standard deviation √(2/n), n being the number of inputs of one output.
+    pub fn kaiming(n: usize) -> Start {
+        Start::Normal((2.0 / n as f32).sqrt())
+    }
 }
 
 /// Name, shape and place of one parameter or running statistic.
@@ -119,11 +128,16 @@ fn push(slots: &mut Vec<Slot>, name: &str, shape: Shape, start: Start) -> usize 
 fn first_values(slots: &[Slot], rng: Rng) -> Vec<f32> {
     let mut host = vec![0.0f32; slots.last().map_or(0, |s| s.range().end.next_multiple_of(ALIGN))];
     for (i, s) in slots.iter().enumerate() {
-        let to = &mut host[s.range()];
+        let (to, stream) = (&mut host[s.range()], rng.lane(i as u32));
         match s.start {
             Start::Constant(v) => to.fill(v),
+            Start::Normal(std) => {
+                for (e, w) in to.iter_mut().enumerate() {
+                    *w = (f64::from(std) * stream.normal(e as u64)) as f32;
+                }
+            }
             Start::FanIn(n) => {
-                let (bound, stream) = (1.0 / (n as f32).sqrt(), rng.lane(i as u32));
+                let bound = 1.0 / (n as f32).sqrt();
                 for (e, w) in to.iter_mut().enumerate() {
                     *w = (2.0 * stream.uniform(e as u64) - 1.0) * bound;
                 }
@@ -154,7 +168,12 @@ fn fill(
 impl Layout {
     /// Reserves a parameter drawn from uniform(−1/√fan_in, 1/√fan_in).
     pub fn add(&mut self, name: &str, shape: impl Into<Shape>, fan_in: usize) -> Param {
-        Param(push(&mut self.slots, name, shape.into(), Start::FanIn(fan_in)))
+        self.add_started(name, shape, Start::FanIn(fan_in))
+    }
+
+    /// Reserves a parameter that starts as told.
+    pub fn add_started(&mut self, name: &str, shape: impl Into<Shape>, start: Start) -> Param {
+        Param(push(&mut self.slots, name, shape.into(), start))
     }
 
     /// Reserves a linear weight (out, H·W·C) that reads a flattened image (H, W, C).
@@ -506,5 +525,24 @@ mod tests {
         let mut layout = Layout::default();
         LeNet::new(&mut layout, 10);
         assert_eq!(layout.init(&Device::Cpu, Rng::new(1)).unwrap().count(), 21_840);
+    }
+
+    /// Normal numbers of the stream of their slot, of the standard deviation that was asked for.
+    #[test]
+    fn parameters_start_as_told() {
+        let mut layout = Layout::default();
+        layout.add("a", [3], 1);
+        layout.add_started("b", [200, 100], Start::kaiming(50));
+        layout.add_started("c", [5], Start::Constant(0.5));
+        let values = layout.init(&Device::Cpu, Rng::new(4)).unwrap().to_host().unwrap();
+        let b = &values[1].1;
+        assert!(
+            b.iter()
+                .enumerate()
+                .all(|(e, v)| (f64::from(*v) - 0.2 * Rng::new(4).lane(1).normal(e as u64)).abs() < 1e-6)
+        );
+        let std = (b.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / 20_000.0).sqrt();
+        assert!((std - 0.2).abs() < 5.0 * 0.2 / 40_000f64.sqrt(), "{std}");
+        assert_eq!(values[2].1, [0.5; 5]);
     }
 }
