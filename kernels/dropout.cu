@@ -67,4 +67,34 @@ KERNEL VARIANT(dropout_channels_fwd)(
     uint32_t r = philox_word(seed_lo, seed_hi, stream, round, clock[0], element);
     y[e] = from_float<Stored>(r >= drop_below ? to_float(x[e]) * scale : 0.0f);
 }
+
+// The same with the word of element order[offset + i] * c + channel, at step 0: what an example of the pool loses does
+// not depend on its batch.
+//   y, x (n, hw, c)   order (len)   total = n hw c   clock (8): word 2 the offset
+// Launch:  one thread per element, block 256.   Traffic: 2 total elements.   Repeats: bit-identical.
+// Limits:  total < 2^31 - 256, ids * c < 2^32. Beyond the order everything is NaN, which stops the run.
+KERNEL VARIANT(dropout_examples_fwd)(
+    Stored* __restrict__ y,
+    const Stored* __restrict__ x,
+    const uint32_t* __restrict__ order,
+    const uint32_t* __restrict__ clock,
+    int total,
+    int hw,
+    int c,
+    int len,
+    float scale,
+    uint32_t drop_below,
+    uint32_t seed_lo,
+    uint32_t seed_hi,
+    uint32_t stream,
+    uint32_t round
+) {
+    int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= total) return;
+    uint64_t at = (uint64_t)clock[2] + (uint32_t)(e / c / hw);   // 64 bits: the sum must not wrap round
+    bool known = at < (uint64_t)len;
+    uint32_t element = (known ? order[at] : 0) * c + e % c;
+    uint32_t r = philox_word(seed_lo, seed_hi, stream, round, 0, element);
+    y[e] = from_float<Stored>(!known ? NAN : r >= drop_below ? to_float(x[e]) * scale : 0.0f);
+}
 #endif

@@ -1,5 +1,7 @@
 //! The conformance suite: what every row of `METHODS` must do, and the worked examples of the rules.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use dalcore::Result;
@@ -7,8 +9,9 @@ use dalcore::bench::config::{Config, Preset, Profile};
 use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
-use dalcore::nn::checkpoint;
+use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
+use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
 use dalcore::ops::View;
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::tensor::Tensor;
@@ -159,6 +162,81 @@ fn entropy_worked_example() {
     for (s, h) in scores.to_vec::<f32>().unwrap().iter().zip(wanted) {
         assert!((s - h).abs() < 1e-6, "{s} {h}");
     }
+}
+
+/// METHODS 6.5: two passes, four binary examples; K = 2 picks 0 and 3. (The scores are a test of the operation.)
+#[test]
+fn bald_worked_example() {
+    let first = [0.9f32, 0.5, 0.9, 0.8, 0.1, 0.5, 0.9, 0.4];
+    let p: Vec<f32> = first.iter().flat_map(|p| [*p, 1.0 - p]).collect();
+    let p = Tensor::new(&Device::Cpu, [2, 4, 2], &p).unwrap();
+    let scores = dalcore::ops::mc_scores(dalcore::ops::McRule::Bald, &p).unwrap();
+    assert_eq!(dalcore::ops::top_k(&scores, 2).unwrap().to_vec::<u32>().unwrap(), [0, 3]);
+}
+
+/// A network that runs its stem when asked to and counts how often; one without dropout.
+struct Counted {
+    inner: Box<dyn Net>,
+    stems: Rc<Cell<usize>>,
+    dropout: Dropout,
+}
+
+impl Net for Counted {
+    fn stem(&self, x: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
+        self.stems.set(self.stems.get() + x.dims()[0]);
+        self.inner.stem(x, cx, taps)
+    }
+    fn rest(&self, stem: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
+        self.inner.rest(stem, cx, taps)
+    }
+    fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
+        self.inner.head(embedding, cx)
+    }
+    fn embedding_width(&self) -> usize {
+        self.inner.embedding_width()
+    }
+    fn tap_widths(&self) -> Vec<usize> {
+        self.inner.tap_widths()
+    }
+    fn dropout(&self) -> Dropout {
+        self.dropout
+    }
+}
+
+/// What no dropout reaches runs once per example however many passes there are; masks follow the id, not what else is
+/// unlabelled; without dropout the method refuses.
+#[test]
+fn bald_passes() {
+    let s = scene();
+    let mut bald = (entry("bald").make)(&s.config);
+    let (mut model, stems) = (s.model(&mut *bald), Rc::new(Cell::new(0)));
+    model.net = Box::new(Counted { inner: model.net, stems: stems.clone(), dropout: Dropout::InTraining });
+    let order = s.select(&mut *bald, &model, "bald", 64, 1, POOL).unwrap();
+    assert_eq!(stems.get(), POOL - LABELLED);
+    assert_ne!(order, s.select(&mut *bald, &model, "bald", 64, 2, POOL).unwrap(), "another round, other masks");
+
+    let mut fewer = Pool::new(dataset().train.labels.as_slice().into()).unwrap();
+    let gone: Vec<PoolIdx> = s.pool.labelled().iter().copied().chain(order[..100].iter().copied()).collect();
+    fewer.reveal(&gone).unwrap();
+    let rest = Scene { pool: fewer, ..scene() };
+    assert_eq!(rest.select(&mut *bald, &model, "bald", 31, 1, POOL).unwrap(), order[100..]);
+
+    let net = std::mem::replace(&mut model.net, Box::new(LeNet::new(&mut Layout::default(), 10)));
+    model.net = Box::new(Counted { inner: net, stems, dropout: Dropout::Never });
+    for m in ["bald"] {
+        let e = s.select(&mut *(entry(m).make)(&s.config), &model, m, 64, 1, 5).unwrap_err().to_string();
+        assert!(e.contains("no dropout") && e.contains("entropy"), "{e}");
+    }
+    let mut config = s.config.clone();
+    config.bald = dalcore::methods::bald::Settings::of(Profile::Repro);
+    let picks = |net: &mut Model, dropout, id| {
+        let inner = std::mem::replace(&mut net.net, Box::new(LeNet::new(&mut Layout::default(), 10)));
+        net.net = Box::new(Counted { inner, stems: Rc::default(), dropout });
+        s.select(&mut *(entry(id).make)(&config), net, id, 64, 1, 50).unwrap()
+    };
+    let entropy = picks(&mut model, Dropout::AtQueries, "entropy");
+    assert_eq!(picks(&mut model, Dropout::AtQueries, "bald"), entropy, "repro ranks by entropy");
+    assert_ne!(picks(&mut model, Dropout::InTraining, "bald"), entropy);
 }
 
 /// Confident rows keep their order where 1 − p_max would be exactly 0 for all of them.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::learning_loss;
+use crate::methods::{bald, learning_loss};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -23,6 +23,8 @@ pub struct Config {
     pub eval: Eval,
     /// How much is labelled.
     pub budget: Budget,
+    /// Settings of the method of this name.
+    pub bald: bald::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "learning-loss")]
     pub learning_loss: learning_loss::Settings,
@@ -183,6 +185,7 @@ impl Config {
             },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },
+            bald: bald::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
         }
     }
@@ -255,6 +258,7 @@ impl Config {
         if !(0.0..=1.0).contains(&t.momentum) || !at_least_zero(t.weight_decay) || !at_least_zero(t.grad_clamp) {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
+        self.bald.check()?;
         self.learning_loss.check()
     }
 }

@@ -1,6 +1,7 @@
 //! The selection methods: one file each, one row each in [`METHODS`]. A method is thin; the mathematics is in
 //! [`crate::select`], the heavy lifting in kernels.
 
+pub mod bald;
 mod coreset;
 mod entropy;
 pub mod learning_loss;
@@ -100,6 +101,16 @@ pub static METHODS: &[Entry] = &[
         costs: "U, U",
         remembers: "nothing",
         make: |_| Box::new(random::Random),
+    },
+    Entry {
+        id: "bald",
+        paper_name: "BALDDropout",
+        kind: Kind::Sal,
+        about: "what passes with dropout disagree about: their mutual information with the weights",
+        needs: "T passes with dropout",
+        costs: "T·U·(rest of the network), U",
+        remembers: "nothing",
+        make: |c| Box::new(bald::Bald(c.bald)),
     },
     Entry {
         id: "coreset",

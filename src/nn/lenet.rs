@@ -1,6 +1,6 @@
 //! The LeNet variant of the study: two convolutions, two linear layers, dropout, no normalisation.
 
-use super::{Ctx, Layout, Net, Param};
+use super::{Ctx, Dropout, Layout, Net, Param};
 use crate::Result;
 use crate::ops::{self, Conv, Pool};
 use crate::tensor::{Dtype, Tensor};
@@ -40,11 +40,7 @@ impl Net for LeNet {
 
     fn rest(&self, stem: &Tensor, cx: &Ctx, taps: &mut Vec<Tensor>) -> Result<Tensor> {
         let n = stem.shape().nhwc("lenet")?[0];
-        let x = match cx.dropout(0) {
-            Some(rng) => ops::dropout_channels(stem, 0.5, rng, cx.clock)?,
-            None => stem.clone(),
-        };
-        let x = ops::relu(&ops::max_pool2d(&x, Pool::square(2))?)?;
+        let x = ops::relu(&ops::max_pool2d(&cx.dropped(0, 0.5, stem)?, Pool::square(2))?)?;
         cx.tap(taps, &x);
         let flat = x.len() / n.max(1);
         let x = ops::cast(&x.reshape([n, flat])?, Dtype::F32)?;
@@ -53,11 +49,7 @@ impl Net for LeNet {
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
-        let h = match cx.dropout(1) {
-            Some(rng) => ops::dropout(embedding, 0.5, rng, cx.clock)?,
-            None => embedding.clone(),
-        };
-        ops::linear(&h, &cx.param(self.fc2[0])?, Some(&cx.param(self.fc2[1])?))
+        ops::linear(&cx.dropped(1, 0.5, embedding)?, &cx.param(self.fc2[0])?, Some(&cx.param(self.fc2[1])?))
     }
 
     fn embedding_width(&self) -> usize {
@@ -66,5 +58,9 @@ impl Net for LeNet {
 
     fn tap_widths(&self) -> Vec<usize> {
         vec![10, 20]
+    }
+
+    fn dropout(&self) -> Dropout {
+        Dropout::InTraining
     }
 }

@@ -386,6 +386,9 @@ pub struct Ctx<'a> {
     /// Hand out the intermediate maps too. Off unless asked for, in training as well: they are tensors that exist
     /// anyway, but whoever holds an [`Output`] with maps in it holds their memory.
     pub taps: bool,
+    /// The pool ids of a pass with dropout, of which the clock's offset takes those of the batch: masks are drawn by
+    /// id then, so that they do not depend on the batch.
+    pub examples: Option<&'a Tensor>,
     /// Statistics of the batch, of a training pass.
     seen: RefCell<Vec<(Stat, Tensor)>>,
 }
@@ -393,12 +396,17 @@ pub struct Ctx<'a> {
 impl<'a> Ctx<'a> {
     /// For one pass.
     pub fn new(mode: Mode, rng: Rng, clock: &'a Rc<Clock>, params: &'a Params) -> Ctx<'a> {
-        Ctx { mode, rng, clock, params, taps: false, seen: RefCell::default() }
+        Ctx { mode, rng, clock, params, taps: false, examples: None, seen: RefCell::default() }
     }
 
     /// The same pass with the intermediate maps in its output.
     pub fn with_taps(self) -> Ctx<'a> {
         Ctx { taps: true, ..self }
+    }
+
+    /// The same pass with masks by the ids `order` (u32): see [`Ctx::examples`].
+    pub fn of_examples(self, order: &'a Tensor) -> Ctx<'a> {
+        Ctx { examples: Some(order), ..self }
     }
 
     /// Keeps a map for those who asked.
@@ -425,12 +433,20 @@ impl<'a> Ctx<'a> {
         ops::cast(x, self.params.precision().dtype())
     }
 
-    /// The stream of a layer's dropout; none where dropout is off.
-    pub fn dropout(&self, layer: u32) -> Option<Rng> {
-        match self.mode {
-            Mode::Train => Some(self.rng.lane(layer)),
-            Mode::Eval => None,
-            Mode::McDropout { pass } => Some(self.rng.lane(2 * pass + layer)),
+    /// x with the dropout of a layer, each element with probability `p`, or each channel of maps (N, H, W, C). As it is
+    /// where dropout is off.
+    pub fn dropped(&self, layer: u32, p: f32, x: &Tensor) -> Result<Tensor> {
+        let rng = match (self.mode, self.examples) {
+            (Mode::Eval, _) => return Ok(x.clone()),
+            (Mode::Train, _) => self.rng.lane(layer),
+            (Mode::McDropout { pass }, None) => self.rng.lane(2 * pass + layer),
+            (Mode::McDropout { pass }, Some(order)) => {
+                return ops::dropout_examples(x, p, self.rng.lane(2 * pass + layer), order, self.clock);
+            }
+        };
+        match x.dims().len() {
+            4 => ops::dropout_channels(x, p, rng, self.clock),
+            _ => ops::dropout(x, p, rng, self.clock),
         }
     }
 
@@ -451,6 +467,17 @@ pub struct Output {
     pub taps: Vec<Tensor>,
 }
 
+/// When a network drops anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropout {
+    /// Never: passes with dropout are all the same.
+    Never,
+    /// In passes at query time only.
+    AtQueries,
+    /// In training too.
+    InTraining,
+}
+
 /// A network: a trunk of two parts that makes the embedding and a head that makes the logits.
 pub trait Net {
     /// The part of the trunk that no dropout reaches, from images (N, H, W, C) to what [`Net::rest`] goes on with. It
@@ -468,6 +495,11 @@ pub trait Net {
 
     /// Channels of the intermediate maps.
     fn tap_widths(&self) -> Vec<usize>;
+
+    /// When it drops anything.
+    fn dropout(&self) -> Dropout {
+        Dropout::Never
+    }
 
     /// Everything, from images (N, H, W, C).
     fn forward(&self, x: &Tensor, cx: &Ctx) -> Result<Output> {

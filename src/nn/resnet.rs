@@ -1,7 +1,7 @@
 //! ResNet-18 for small images, METHODS 1.2 and 1.3: 3×3 stem without max pooling, four stages of two basic blocks of
 //! width w, 2w, 4w, 8w, average pooling, one linear layer. Names are torchvision's.
 
-use super::{Ctx, Layout, Mode, Net, Norm, Param};
+use super::{Ctx, Dropout, Layout, Mode, Net, Norm, Param};
 use crate::ops::{self, Conv, Then};
 use crate::tensor::{Dtype, Tensor};
 use crate::{Error, Result};
@@ -115,9 +115,9 @@ impl Net for ResNet18 {
     }
 
     fn head(&self, embedding: &Tensor, cx: &Ctx) -> Result<Tensor> {
-        let h = match cx.dropout(0) {
-            Some(rng) if cx.mode != Mode::Train => ops::dropout(embedding, MC_DROPOUT, rng, cx.clock)?,
-            _ => embedding.clone(),
+        let h = match cx.mode {
+            Mode::Train => embedding.clone(),
+            _ => cx.dropped(0, MC_DROPOUT, embedding)?,
         };
         ops::linear(&h, &cx.param(self.fc[0])?, Some(&cx.param(self.fc[1])?))
     }
@@ -128,6 +128,10 @@ impl Net for ResNet18 {
 
     fn tap_widths(&self) -> Vec<usize> {
         (0..4).map(|stage| self.width << stage).collect()
+    }
+
+    fn dropout(&self) -> Dropout {
+        Dropout::AtQueries
     }
 }
 

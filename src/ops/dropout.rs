@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::rows::batch;
 use super::{Arg, Case, rounded};
 use crate::clock::{Clock, Word};
 use crate::device::{Device, Launch, launch};
@@ -23,6 +24,41 @@ pub fn dropout(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor
 pub fn dropout_channels(x: &Tensor, p: f32, rng: Rng, clock: &Rc<Clock>) -> Result<Tensor> {
     let [_, h, w, c] = x.shape().nhwc("dropout_channels")?;
     apply("dropout_channels", x, p, Unit::Channel { area: h * w, c }, rng, clock)
+}
+
+/// Drops every channel (the last axis) of every example of x (n, …, C) with probability `p`. Example i of the batch is
+/// `order[offset + i]` (u32), the offset being that of the clock; channel c of example id has word id·C + c of `rng` at
+/// step 0: what an example loses depends neither on its batch nor on what else is in the pass. A place beyond the order
+/// is an error on the CPU and NaN on a device. Not differentiable.
+pub fn dropout_examples(x: &Tensor, p: f32, rng: Rng, order: &Tensor, clock: &Clock) -> Result<Tensor> {
+    let op = "dropout_examples";
+    let (Some(&n), Some(&c), true) = (x.dims().first(), x.dims().last(), x.dims().len() > 1) else {
+        return Err(x.shape().refuse(op, "(n, …, C)"));
+    };
+    if !(0.0..1.0).contains(&p) {
+        let why = format!("the drop probability must be at least 0 and below 1, not {p}");
+        return Err(Error::Config { key: op.into(), why });
+    }
+    if x.is_rounded() {
+        return rounded([x], |[x]| dropout_examples(x, p, rng, order, clock));
+    }
+    let (mut y, total) = (x.like()?, x.len());
+    let (limit, scale, area) = (threshold(p), 1.0 / (1.0 - p), total / (n * c).max(1));
+    match x.device() {
+        Device::Cpu => {
+            let (ids, rng) = (batch(op, order.host(op)?, clock, n)?, rng.with_b(0));
+            fast::examples(y.host_mut(op)?, x.host(op)?, ids, c, limit, scale, rng);
+        }
+        Device::Cuda(cuda) => on_stored!(op, x, S => {
+            let (l, y, x, words) = (Launch::elements(total), y.buf_mut::<S>(op)?, x.buf(op)?, &clock.words());
+            let (order, [lo, hi, s, a]) = (order.buf(op)?, rng.words());
+            let [total, area, c, len] = [total, area, c, order.len()].map(|v| v as i32);
+            launch::dropout_examples_fwd(
+                cuda, l, y, x, order, words, total, area, c, len, scale, limit, lo, hi, s, a,
+            )
+        })?,
+    }
+    Ok(y)
 }
 
 /// What one draw decides about.
@@ -141,7 +177,7 @@ mod cpu {
     }
 
     /// keep[i] = word (first + i) is at least `limit`; each Philox block is computed once.
-    fn draw(keep: &mut [bool], first: u64, limit: u32, rng: Rng) {
+    pub fn draw(keep: &mut [bool], first: u64, limit: u32, rng: Rng) {
         let mut words = rng.block((first / 4) as u32);
         for (e, keep) in (first..).zip(keep) {
             if e % 4 == 0 {
@@ -154,6 +190,7 @@ mod cpu {
 
 mod fast {
     use super::{Rng, cpu};
+    use crate::device::cpu as threads;
 
     /// Factors side by side: enough for any vector's width.
     const WIDE: usize = 256;
@@ -171,6 +208,20 @@ mod fast {
                 *f = if *k { scale } else { 0.0 };
             }
             image(y, x, &factors[..wide]);
+        });
+    }
+
+    /// As `channels` with word ids[n]·C + c for all of a channel.   y, x: (N, area, C), ids: (N)
+    pub fn examples(y: &mut [f32], x: &[f32], ids: &[u32], c: usize, limit: u32, scale: f32, rng: Rng) {
+        let example = (y.len() / ids.len().max(1)).max(1);
+        threads::chunks(y, example, |at, y| {
+            let (mut keep, mut factors) = (vec![false; c], vec![0.0f32; c]);
+            for ((y, x), id) in y.chunks_exact_mut(example).zip(x[at..].chunks_exact(example)).zip(&ids[at / example..])
+            {
+                cpu::draw(&mut keep, u64::from(*id) * c as u64, limit, rng);
+                factors.iter_mut().zip(&keep).for_each(|(f, k)| *f = if *k { scale } else { 0.0 });
+                image(y, x, &factors);
+            }
         });
     }
 
@@ -271,6 +322,29 @@ mod tests {
             cpu::channels(&mut y, &x, [area, c], threshold(0.4), 1.0 / 0.6, stream());
             fast::channels(&mut z, &x, [area, c], threshold(0.4), 1.0 / 0.6, stream());
             assert!(y.iter().zip(&z).all(|(y, z)| y.to_bits() == z.to_bits()), "{n}x{area}x{c}");
+        }
+    }
+
+    /// An example loses the same in every batch and on every order, and what its words say.
+    #[test]
+    fn examples_keep_their_masks() {
+        let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
+        for (area, c) in [(1, 50), (64, 20), (3, 1)] {
+            let at = |order: &[u32], offset: usize, n: usize| {
+                clock.start(9, 9, 0.1).unwrap();
+                clock.advance(offset).unwrap();
+                let order = Tensor::new(&Device::Cpu, [order.len()], order).unwrap();
+                let y = dropout_examples(&ones(&[n, area, c]), 0.5, stream(), &order, &clock);
+                y.map(|y| y.to_vec::<f32>().unwrap())
+            };
+            let y = at(&[7, 70_000, 3, 0], 1, 2).unwrap();
+            let r = stream().with_b(0);
+            for (i, y) in y.iter().enumerate() {
+                let id = [70_000, 3][i / (area * c)];
+                assert_eq!(*y, if r.u32((id * c + i % c) as u64) >= 0x8000_0000 { 2.0 } else { 0.0 }, "{i}");
+            }
+            assert_eq!(at(&[3], 0, 1).unwrap(), y[area * c..]);
+            assert!(at(&[3], 0, 2).is_err());
         }
     }
 

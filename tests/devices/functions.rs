@@ -5,9 +5,9 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::{Device, roofline};
-use dalcore::ops::{self, AdamRule, Pool, View};
+use dalcore::ops::{self, AdamRule, McRule, Pool, View};
 use dalcore::rng::{Purpose, Rng};
-use dalcore::tensor::{Buf, Tensor};
+use dalcore::tensor::{Buf, Dtype, Tensor};
 
 use crate::common::{assert_close, cuda};
 
@@ -26,6 +26,7 @@ pub fn all() {
     images(&devices);
     pooling(&devices);
     scores(&devices);
+    passes(&devices);
     optimizer(&devices);
     rows_of_zeros(&devices);
     moments(&devices);
@@ -122,6 +123,30 @@ fn scores(devices: &[Device; 2]) {
     }
 }
 
+/// Scores of several passes: of widths beside a warp, from stored passes, with sure rows, and a NaN that stays one.
+fn passes(devices: &[Device; 2]) {
+    for [t, n, c] in [[1, 3, 1], [2, 9, 2], [5, 33, 10], [3, 7, 33], [2, 5, 70]] {
+        let x =
+            Tensor::new(&Device::Cpu, [t * n, c], &noise(t * n * c, 15).iter().map(|v| 6.0 * v).collect::<Vec<_>>());
+        let mut p = ops::softmax(&x.unwrap()).unwrap().to_vec::<f32>().unwrap();
+        p[..c].fill(0.0);
+        p[0] = 1.0;
+        for rule in [McRule::Bald, McRule::MeanStd, McRule::VarRatio] {
+            let run = |d: &Device, p: &[f32]| {
+                ops::mc_scores(rule, &Tensor::new(d, [t, n, c], p).unwrap()).unwrap().to_f64().unwrap()
+            };
+            // A dozen roundings over sums of t passes and c classes, of numbers up to ln c.
+            let tolerance = |w: f64| (t + c + 8) as f64 * 2f64.powi(-22) * w.abs().max(0.1);
+            assert_close("passes", &run(&devices[1], &p), &run(&devices[0], &p), tolerance);
+            let mut bad = p.clone();
+            *bad.last_mut().unwrap() = f32::NAN;
+            for d in devices {
+                assert!(run(d, &bad)[n - 1].is_nan() && run(d, &bad)[0].is_finite(), "{rule:?} {t} {n} {c}");
+            }
+        }
+    }
+}
+
 fn optimizer(devices: &[Device; 2]) {
     let n = 1000;
     let run = |d: &Device| {
@@ -214,7 +239,7 @@ fn noise_of_a_step(devices: &[Device; 2]) {
     assert!(mean < 1e-7, "normal numbers are off by {mean:e} on average");
 }
 
-/// Masks follow the device's own clock, bit for bit, and dropping everything gives zeros.
+/// Masks follow the device's own clock or the ids of examples, bit for bit, and dropping everything gives zeros.
 fn training_masks(devices: &[Device; 2]) {
     let run = |d: &Device| {
         let clock = Rc::new(Clock::new(d).unwrap());
@@ -222,10 +247,15 @@ fn training_masks(devices: &[Device; 2]) {
         clock.advance(1).unwrap();
         let x = Tensor::new(d, [2, 3, 3, 7], &noise(126, 5)).unwrap();
         let rng = Rng::new(8).at(Purpose::Dropout, 3, 0).lane(2);
+        let order = Tensor::new(d, [4], &[9u32, 80_000, 5, 2]).unwrap();
+        let rounded = ops::cast(&x, Dtype::Bf16).unwrap();
         [
             ops::dropout(&x, 0.3, rng, &clock),
             ops::dropout_channels(&x, 0.5, rng, &clock),
             ops::dropout(&x, 1.0, rng, &clock),
+            ops::dropout_examples(&x, 0.3, rng, &order, &clock),
+            ops::dropout_examples(&x.reshape([2, 63]).unwrap(), 0.5, rng, &order, &clock),
+            ops::cast(&ops::dropout_examples(&rounded, 0.5, rng, &order, &clock).unwrap(), Dtype::F32),
         ]
         .map(|t| t.unwrap().to_vec::<f32>().unwrap())
     };
