@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::archive::{self, Member};
 use super::{Dataset, Images, Spec, folder, hold_out};
+use crate::arrays::npy;
 use crate::error::{Error, Result};
 
 const REMEDY: &str = "save it again with numpy.save or numpy.savez";
@@ -114,33 +115,20 @@ struct Array<'a> {
     content: &'a [u8],
 }
 
-/// The format of numpy.save: magic, version, length of the header, the header as a Python dictionary, the elements.
+/// An array whose elements follow its header exactly.
 fn parse(bytes: &[u8]) -> Result<Array<'_>, String> {
-    let rest = bytes.strip_prefix(b"\x93NUMPY").ok_or("not an npy file")?;
-    let wide = rest.first().is_some_and(|version| *version > 1);
-    let (head, rest) = rest.get(2..).and_then(|r| r.split_at_checked(if wide { 4 } else { 2 })).ok_or("truncated")?;
-    let len = head.iter().rev().fold(0usize, |v, b| v << 8 | usize::from(*b));
-    let (header, content) = rest.split_at_checked(len).ok_or("truncated in its header")?;
-    let header = String::from_utf8_lossy(header);
-    let after = |key: &str| header.split_once(&format!("'{key}':")).map(|(_, v)| v.trim_start());
-    let field = |key: &str| after(key).ok_or_else(|| format!("its header has no `{key}`"));
-    let name = field("descr")?.trim_start_matches('\'').split('\'').next().unwrap_or_default();
-    let mut letters = name.chars();
-    let (order, kind) = (letters.next().unwrap_or(' '), letters.next().unwrap_or(' '));
-    let width = letters.as_str().parse::<usize>().ok().filter(|w| (1..=8).contains(w));
-    let width =
-        width.filter(|w| *w == 1 || order == '<').ok_or_else(|| format!("elements of type {name} are not read"))?;
-    if !field("fortran_order")?.starts_with("False") {
+    let header = npy::parse(bytes)?;
+    let (content, descr, shape) = (bytes.get(header.start..).unwrap_or_default(), &header.descr, &header.shape);
+    let (order, kind, width) = header.element();
+    let width = width.filter(|w| *w <= 8 && (*w == 1 || order == '<'));
+    let width = width.ok_or_else(|| format!("elements of type {descr} are not read"))?;
+    if header.fortran {
         return Err("in column-major order; use numpy.ascontiguousarray".into());
     }
-    let shape = field("shape")?.strip_prefix('(').and_then(|s| s.split_once(')')).ok_or("its header has no shape")?.0;
-    let sizes = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
-    let shape =
-        sizes.map(|s| s.parse::<usize>().map_err(|_| format!("a size of `{s}`"))).collect::<Result<Vec<_>, _>>()?;
-    let wanted = shape.iter().try_fold(width, |a, s| a.checked_mul(*s));
+    let wanted = header.bytes(width);
     if wanted != Some(content.len()) {
         let kind = if wanted.is_none_or(|w| w > content.len()) { "truncated" } else { "too long" };
-        return Err(format!("{kind}: shape {shape:?} of type {name}, and {} bytes follow", content.len()));
+        return Err(format!("{kind}: shape {shape:?} of type {descr}, and {} bytes follow", content.len()));
     }
-    Ok(Array { shape, kind, width, content })
+    Ok(Array { shape: header.shape, kind, width, content })
 }

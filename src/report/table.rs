@@ -1,6 +1,7 @@
 //! Tables as Markdown for files, as aligned text for a terminal, and as CSV.
 
 use crate::bench::metrics::Stat;
+use crate::csv;
 
 /// What stands where a number is undefined.
 pub const MISSING: &str = "–";
@@ -77,12 +78,7 @@ impl Table {
 
     /// As CSV with quotes where they are needed.
     pub fn csv(&self) -> String {
-        let cell = |c: &String| match c.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", c.replace('"', "\"\"")),
-            false => c.clone(),
-        };
-        let line = |r: &Vec<String>| r.iter().map(cell).collect::<Vec<_>>().join(",") + "\n";
-        std::iter::once(&self.head).chain(&self.rows).map(line).collect()
+        std::iter::once(&self.head).chain(&self.rows).map(|row| csv::line(row)).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::npy;
 use crate::error::{Error, Result};
 
 /// Element types of files.
@@ -88,7 +89,8 @@ impl Sink {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
         let mut sink = Sink { arrays, places: Vec::new(), files: Vec::new() };
         for i in 0..sink.arrays.len() {
-            let header = npy_header(&sink.arrays[i]);
+            let array = &sink.arrays[i];
+            let header = npy::header(&format!("'{}'", array.kind.npy()), &array.shape);
             sink.places.push((i, header.len() as u64));
             sink.files.push(Half::create(folder.join(format!("{}.npy", sink.arrays[i].name)), &header)?);
         }
@@ -142,19 +144,6 @@ impl Drop for Sink {
             let _ = fs::remove_file(&half.temporary);
         }
     }
-}
-
-/// Version 1.0, padded to 64 bytes as NumPy does.
-fn npy_header(a: &Array) -> Vec<u8> {
-    let sizes: Vec<String> = a.shape.iter().map(usize::to_string).collect();
-    let comma = if sizes.len() == 1 { "," } else { "" };
-    let dict =
-        format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{comma}), }}", a.kind.npy(), sizes.join(", "));
-    let len = (10 + dict.len() + 1).next_multiple_of(64) - 10;
-    let mut header = b"\x93NUMPY\x01\x00".to_vec();
-    header.extend((len as u16).to_le_bytes());
-    header.extend(format!("{dict:<width$}\n", width = len - 1).into_bytes());
-    header
 }
 
 /// The length in eight bytes, then the JSON of names, types and places, padded to eight bytes.

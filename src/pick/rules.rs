@@ -1,0 +1,134 @@
+//! The rules that need nothing but arrays, and what each of them needs.
+
+use super::{Form, Input, Picked, Query, Sizes};
+use crate::device::Device;
+use crate::select::kcenter;
+use crate::tensor::Tensor;
+use crate::{Error, Result, methods, ops};
+
+/// A row of [`RULES`].
+pub struct Rule {
+    /// The method it is, by its id in [`methods::METHODS`].
+    pub id: &'static str,
+    /// What it is computed from, beside the labelled rows.
+    pub wants: &'static [Input],
+    /// What its scores are; empty when it has none.
+    pub score: &'static str,
+    /// What it holds, in bytes.
+    pub(super) memory: fn(&Sizes) -> Vec<(&'static str, u64)>,
+    pub(super) run: fn(&Query, usize) -> Result<Picked>,
+}
+
+/// Every rule, in the order of [`methods::METHODS`]. How to add one: its row here, with all it holds as a whole in
+/// `memory`; what it scores block by block is counted already.
+pub static RULES: &[Rule] = &[
+    Rule { id: "random", wants: &[], score: "", memory: |_| Vec::new(), run: random },
+    Rule {
+        id: "coreset",
+        wants: &[Input::Embeddings],
+        score: "distance to the nearest row labelled or picked before",
+        memory: kcenter_memory,
+        run: coreset,
+    },
+    Rule {
+        id: "least-confidence",
+        wants: &[Input::Predictions],
+        score: "1 − largest probability",
+        memory: |_| Vec::new(),
+        run: least_confidence,
+    },
+    Rule {
+        id: "entropy",
+        wants: &[Input::Predictions],
+        score: "entropy in nats",
+        memory: |_| Vec::new(),
+        run: entropy,
+    },
+];
+
+/// The rule of a method that was named. A method that needs more than arrays is refused with those that do not.
+pub fn find(name: &str) -> Result<&'static Rule> {
+    let entry = methods::find(name)?;
+    RULES.iter().find(|r| r.id == entry.id).ok_or_else(|| Error::Config {
+        key: "--method".into(),
+        why: format!(
+            "{} needs a model in training ({}), so it cannot choose from arrays; dalcore bench runs it. From arrays \
+             choose {}",
+            entry.id,
+            entry.needs,
+            RULES.iter().map(|r| r.id).collect::<Vec<_>>().join(", ")
+        ),
+    })
+}
+
+/// What `dalcore select` needs to run a method, in few words.
+pub fn usable(id: &str) -> String {
+    match RULES.iter().find(|r| r.id == id) {
+        None => "no".into(),
+        Some(rule) if rule.wants.is_empty() => "yes".into(),
+        Some(rule) => rule.wants.iter().map(|i| i.options()).collect::<Vec<_>>().join(" and "),
+    }
+}
+
+fn random(q: &Query, k: usize) -> Result<Picked> {
+    let order = q.rng.permutation(q.candidates.len());
+    Ok(Picked { ids: order.into_iter().take(k).map(|i| q.candidates[i as usize]).collect(), scores: Vec::new() })
+}
+
+/// Embeddings; centres, labelled and picked; the candidates of a front at most; bounds and keys.
+fn kcenter_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    let row = 4 * s.d;
+    vec![
+        ("embeddings", s.n * row),
+        ("centres", (s.l + s.k + 8) * row),
+        ("front", (s.n - s.l + 16) * (row + 8) + 24 * s.n),
+    ]
+}
+
+fn coreset(q: &Query, k: usize) -> Result<Picked> {
+    let picks = kcenter(&q.embeddings()?, q.labelled, q.candidates, k)?;
+    Ok(Picked { ids: picks.ids, scores: picks.radius })
+}
+
+/// The k candidates with the largest of their scores, the lowest id of equals first.
+fn top(q: &Query, scores: &[f32], k: usize) -> Result<Picked> {
+    let rows = ops::top_k(&Tensor::new(&Device::Cpu, [scores.len()], scores)?, k)?.to_vec::<u32>()?;
+    let (ids, scores) = rows.iter().map(|r| (q.candidates[*r as usize], scores[*r as usize])).unzip();
+    Ok(Picked { ids, scores })
+}
+
+/// Scores of predictions: of probabilities by `of_row`, which leaves ties as they are in the file; of logits by the
+/// operation that the method uses, which has full resolution near certainty.
+fn predicted(
+    q: &Query,
+    of_row: impl Fn(&[f32]) -> f32,
+    of_logits: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Vec<f32>> {
+    q.scores(|form, values, c| match form {
+        Form::Probabilities => Ok(values.chunks_exact(c).map(&of_row).collect()),
+        Form::Logits => of_logits(&Tensor::new(q.device, [values.len() / c, c], values)?)?.to_vec(),
+    })
+}
+
+fn largest(p: &[f32]) -> f32 {
+    p.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v))
+}
+
+fn least_confidence(q: &Query, k: usize) -> Result<Picked> {
+    // Ranked by −p or by −ln p; both are shown as 1 − p, which near p = 1 is too coarse to rank by.
+    let shown: fn(f32) -> f32 = match q.form() {
+        Some(Form::Logits) => |s| -(-s).exp_m1(),
+        _ => |s| 1.0 + s,
+    };
+    let mut picked = top(q, &predicted(q, |p| -largest(p), ops::least_confidence)?, k)?;
+    picked.scores.iter_mut().for_each(|s| *s = shown(*s));
+    Ok(picked)
+}
+
+fn entropy(q: &Query, k: usize) -> Result<Picked> {
+    let of_row = |p: &[f32]| {
+        let terms = p.iter().filter(|v| **v > 0.0).map(|v| f64::from(*v) * f64::from(*v).ln());
+        (0.0 - terms.sum::<f64>()) as f32 // not −0 of a certain row
+    };
+    top(q, &predicted(q, of_row, ops::entropy)?, k)
+}
