@@ -34,6 +34,8 @@ pub enum Purpose {
     Synthetic = 12,
     /// The fixed order of a pool whose files are sorted by class.
     PoolOrder = 13,
+    /// Graph networks.
+    Gcn = 14,
 }
 
 /// One round function of Philox4x32-10.

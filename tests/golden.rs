@@ -10,6 +10,7 @@ use common::{Tolerance, compare, golden, report, run, worth};
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::Device;
+use dalcore::nn::gcn::{Gcn, Graph};
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
 use dalcore::nn::resnet::ResNet18;
@@ -54,7 +55,7 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 14] = [
+const FUNCTIONS: [&str; 15] = [
     "sgd_step",
     "adam_step",
     "ema_step",
@@ -69,6 +70,7 @@ const FUNCTIONS: [&str; 14] = [
     "resnet18_w16_64px",
     "resnet18_w64",
     "loss_head",
+    "gcn",
 ];
 
 #[test]
@@ -451,4 +453,37 @@ fn loss_head_equals_pytorch() {
         check.floats(format!("{name}/grad/{slot}"), &g.to_vec().unwrap(), 256);
     }
     report("loss head", check.findings);
+}
+
+/// A step of the graph network, against the whole matrix Â.
+#[test]
+fn gcn_equals_pytorch() {
+    let (d, mut check) = (Device::Cpu, Check::new());
+    let name = "gcn/31x6";
+    let features = inputs(name, &[Arg::Fixed(&[31, 6], -0.5, 2.0)]).remove(0);
+    let graph = Graph::new(&features).unwrap();
+    let mut layout = Layout::default();
+    let net = Gcn::new(&mut layout, 6);
+    let rng = Rng::new(10).at(Purpose::Gcn, 3, 0);
+    let params = layout.init(&d, rng).unwrap();
+    let clock = Rc::new(Clock::new(&d).unwrap());
+    let cx = Ctx::new(Mode::Train, rng, &clock, &params);
+    let [hidden, logits] = net.forward(&graph, (0.3, rng.lane(16)), &cx).unwrap();
+    // 31 nodes into a feature, 128 features into a score and 31 scores into one.
+    check.floats(format!("{name}/hidden"), &hidden.to_vec().unwrap(), 60);
+    check.floats(format!("{name}/logits"), &logits.to_vec().unwrap(), 200);
+    let unlabelled = ops::bce_with_logits(
+        &ops::slice_rows(&logits, 0, 20).unwrap(),
+        &Tensor::new(&d, [20, 1], &[0.0f32; 20]).unwrap(),
+    );
+    let labelled = ops::bce_with_logits(
+        &ops::slice_rows(&logits, 20, 11).unwrap(),
+        &Tensor::new(&d, [11, 1], &[1.0f32; 11]).unwrap(),
+    );
+    let loss = ops::add(&labelled.unwrap(), &ops::scale(&unlabelled.unwrap(), 1.2).unwrap()).unwrap();
+    for (i, g) in loss.backward(&params).unwrap().params() {
+        let slot = &params.slots()[i].name;
+        check.floats(format!("{name}/grad/{slot}"), &g.to_vec().unwrap(), 200);
+    }
+    report("graph network", check.findings);
 }

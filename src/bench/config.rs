@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{bald, learning_loss};
+use crate::methods::{bald, gcn, learning_loss};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -28,6 +28,12 @@ pub struct Config {
     /// Settings of the method of this name.
     #[serde(rename = "learning-loss")]
     pub learning_loss: learning_loss::Settings,
+    /// Likewise.
+    #[serde(rename = "core-gcn")]
+    pub core_gcn: gcn::CoreSettings,
+    /// Likewise.
+    #[serde(rename = "uncertain-gcn")]
+    pub uncertain_gcn: gcn::UncertainSettings,
 }
 
 /// Keys under `model`.
@@ -187,6 +193,8 @@ impl Config {
             budget: Budget { start, query, end },
             bald: bald::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
+            core_gcn: gcn::CoreSettings::of(profile),
+            uncertain_gcn: gcn::UncertainSettings::of(profile),
         }
     }
 
@@ -259,6 +267,8 @@ impl Config {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
         self.bald.check()?;
+        self.core_gcn.train.check("core-gcn")?;
+        self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.learning_loss.check()
     }
 }

@@ -4,6 +4,7 @@
 pub mod bald;
 mod coreset;
 mod entropy;
+pub mod gcn;
 pub mod learning_loss;
 mod least_confidence;
 mod query;
@@ -141,6 +142,26 @@ pub static METHODS: &[Entry] = &[
         costs: "U·C, U·C",
         remembers: "nothing",
         make: |_| Box::new(least_confidence::LeastConfidence),
+    },
+    Entry {
+        id: "core-gcn",
+        paper_name: "CoreGCN",
+        kind: Kind::Sal,
+        about: "k-center on the features of a graph network that tells labelled from unlabelled",
+        needs: "embeddings of the pool, a graph network trained each round",
+        costs: "200·(M+L)·D·128 + (L+K)·M·128, (M+L)·D",
+        remembers: "nothing",
+        make: |config| Box::new(gcn::CoreGcn::new(config)),
+    },
+    Entry {
+        id: "uncertain-gcn",
+        paper_name: "UncertainGCN",
+        kind: Kind::Sal,
+        about: "where a graph network that tells labelled from unlabelled is least sure",
+        needs: "embeddings of the pool, a graph network trained each round",
+        costs: "200·(M+L)·D·128, (M+L)·D",
+        remembers: "nothing",
+        make: |config| Box::new(gcn::UncertainGcn::new(config)),
     },
     Entry {
         id: "entropy",

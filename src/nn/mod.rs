@@ -1,6 +1,7 @@
 //! Networks: parameters in one arena, what a forward pass needs to know, and the trait every network implements.
 
 pub mod checkpoint;
+pub mod gcn;
 pub mod lenet;
 pub mod losshead;
 pub mod resnet;
