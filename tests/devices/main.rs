@@ -17,7 +17,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 14] = [
+    let parts: [(&str, fn()); 16] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("small cases in bf16", cases::small_rounded),
@@ -26,6 +26,8 @@ fn cuda_agrees_with_the_cpu() {
         ("functions without a gradient", functions::all),
         ("selection", selection::all),
         ("training", training::lenet),
+        ("learning loss", training::learning_loss),
+        ("a graph network", training::graph_network),
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),
         ("evaluation", training::evaluation),

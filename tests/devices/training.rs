@@ -7,6 +7,8 @@ use dalcore::clock::Clock;
 use dalcore::data::{self, Dataset, Images, PoolIdx, Spec, synthetic};
 use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
+use dalcore::methods::learning_loss::LearningLoss;
+use dalcore::methods::{Method, Round, gcn};
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
 use dalcore::ops::{self, AdamRule, Conv, View};
@@ -17,7 +19,13 @@ use dalcore::train::{DeviceData, Evaluator, Fit, Model, Pass, Trainer, extract};
 
 use crate::common::{assert_close, cuda, scale};
 
-fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
+/// Trains a small LeNet as `with` does.
+fn fit_by(
+    device: &Device,
+    graphs: bool,
+    precision: Precision,
+    with: impl FnOnce(&Trainer, &[(PoolIdx, u32)]) -> Fit,
+) -> (Fit, Vec<f64>) {
     let train = synthetic::generate(3, synthetic::Split::Train, 54);
     let labelled: Vec<(PoolIdx, u32)> = (0..).map(PoolIdx).zip(train.labels.iter().copied()).collect();
     let set = Dataset::new(&synthetic::SPEC, train, synthetic::generate(3, synthetic::Split::Test, 20));
@@ -35,12 +43,16 @@ fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
         on_epoch: &|_| Ok(()),
         check: &|| Ok(()),
     };
-    let fit = trainer.fit(2, &labelled).unwrap();
+    let fit = with(&trainer, &labelled);
     let ids: Vec<u32> = (0..20).rev().collect();
     let view = trainer.plain_view().unwrap();
     let pass = Pass { view: &view, batch: 7, graphs };
     let logits = extract(&fit.model, &data.train, &ids, pass).unwrap().logits.to_f64().unwrap();
     (fit, logits)
+}
+
+fn fit(device: &Device, graphs: bool, precision: Precision) -> (Fit, Vec<f64>) {
+    fit_by(device, graphs, precision, |trainer, labelled| trainer.fit(2, labelled).unwrap())
 }
 
 fn weights(f: &Fit) -> Vec<f64> {
@@ -56,12 +68,47 @@ pub fn lenet() {
     trains_alike(Precision::Bf16, [2e-4, 2e-2, 2e-3]);
 }
 
+/// With a head on the maps, detached in the second epoch: the same bounds.
+pub fn learning_loss() {
+    let mut config = Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean);
+    config.learning_loss.detach = 0.5;
+    let run = |device: &Device, graphs: bool| {
+        fit_by(device, graphs, Precision::F32, |trainer, labelled| {
+            LearningLoss::new(&config).fit(&Round { trainer, number: 2, labelled }).unwrap()
+        })
+    };
+    alike(run, [2e-4, 1e-3, 1e-4]);
+}
+
+/// A graph network after some steps: eager and replayed the same bytes, and the CPU's numbers.
+pub fn graph_network() {
+    let run = |device: &Device, graphs: bool| {
+        let r = Rng::new(8);
+        let rows: Vec<f32> = (0..70 * 9).map(|e| r.uniform(e)).collect();
+        let features = Tensor::new(device, [70, 9], &rows).unwrap();
+        let training = gcn::Training { steps: 5, ..gcn::Training::default() };
+        let found = gcn::learn(&features, 40, &training, r.at(Purpose::Gcn, 1, 0), graphs, &|| Ok(()));
+        found.unwrap().map(|t| t.to_f64().unwrap())
+    };
+    let Some(s) = cuda(0) else { return };
+    let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
+    assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
+    // Sums of up to 128 terms; five steps of at most 1e-3, of which a gradient near zero may take the other direction.
+    for (what, got, want) in [("hidden features", &eager[0], &host[0]), ("scores", &eager[1], &host[1])] {
+        assert_close(what, got, want, |_| 1e-4 * scale(want));
+    }
+}
+
 /// Tolerances: weights, logits, losses.
-fn trains_alike(precision: Precision, [weight, logit, loss]: [f64; 3]) {
-    let (host, host_logits) = fit(&Device::Cpu, true, precision);
+fn trains_alike(precision: Precision, tolerances: [f64; 3]) {
+    alike(|device, graphs| fit(device, graphs, precision), tolerances);
+}
+
+fn alike(fit: impl Fn(&Device, bool) -> (Fit, Vec<f64>), [weight, logit, loss]: [f64; 3]) {
+    let (host, host_logits) = fit(&Device::Cpu, true);
     let (eager, replayed) = {
         let Some(s) = cuda(0) else { return };
-        (fit(&s.device, false, precision), fit(&s.device, true, precision))
+        (fit(&s.device, false), fit(&s.device, true))
     };
     assert_eq!(weights(&eager.0), weights(&replayed.0), "replaying a graph changes the bytes");
     assert_eq!(eager.1, replayed.1);
