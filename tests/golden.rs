@@ -14,12 +14,14 @@ use dalcore::nn::gcn::{Gcn, Graph};
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
 use dalcore::nn::resnet::ResNet18;
+use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Layout, Mode, Net};
 use dalcore::ops::{self, AdamRule, Arg, Case, View, cases, large_cases};
 use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::kcenter;
 use dalcore::tensor::{Buf, Dtype, Tensor};
+use dalcore::train::{Adversarial, Game, Kl};
 
 fn against_golden(dtype: Dtype) {
     let golden = golden();
@@ -55,7 +57,7 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 15] = [
+const FUNCTIONS: [&str; 18] = [
     "sgd_step",
     "adam_step",
     "ema_step",
@@ -71,6 +73,9 @@ const FUNCTIONS: [&str; 15] = [
     "resnet18_w64",
     "loss_head",
     "gcn",
+    "vae_32px",
+    "vae_64px",
+    "vae_28px",
 ];
 
 #[test]
@@ -486,4 +491,72 @@ fn gcn_equals_pytorch() {
         check.floats(format!("{name}/grad/{slot}"), &g.to_vec().unwrap(), 200);
     }
     report("graph network", check.findings);
+}
+
+/// VAAL's auto-encoders and discriminators: forward, every gradient, two steps of the one and a step of the other, and
+/// what the discriminator says by the running statistics.
+#[test]
+fn vaal_steps_equal_pytorch() {
+    let conv = |side, channels, width, code| Sizes::Conv { side, channels, width, code };
+    for (network, sizes, batch, kl) in [
+        ("vae_32px", conv(32, 3, 4, 5), 4, Kl::Sum),
+        ("vae_64px", conv(64, 1, 2, 3), 3, Kl::Mean),
+        ("vae_28px", Sizes::Linear { image: [28, 28, 1] }, 4, Kl::Sum),
+    ] {
+        let rules =
+            Adversarial { sizes, sigmoid: network == "vae_28px", deep: false, kl, adam: AdamRule::default(), batch };
+        vaal_equals_pytorch(network, rules);
+    }
+}
+
+fn vaal_equals_pytorch(network: &str, rules: Adversarial) {
+    let d = Device::Cpu;
+    let [h, w, c] = rules.sizes.image();
+    let images = |lane| {
+        let pixels = Rng::new(10).at(Purpose::Synthetic, 0, 0).lane(lane);
+        let x: Vec<f32> = (0..(rules.batch * h * w * c) as u64).map(|e| 3.0 * pixels.uniform(e) - 0.5).collect();
+        Tensor::new(&d, [rules.batch, h, w, c], &x).unwrap()
+    };
+    // Eight layers, normalised over a dozen values at the narrowest, and sums of up to 64² · 9 terms, as a random walk.
+    let off = 8.0 * 200.0 * common::UNIT;
+    let t = |scale: f64| move |_: &[f64]| Tolerance { abs: off * scale, rel: off };
+    // Adam moves by the rate times the gradient's sign, near enough: where a gradient is close to zero its roundings count.
+    let moved = |scale: f64| move |_: &[f64]| Tolerance { abs: 1e-5 * scale, rel: off };
+    let mut game = Game::new(rules, &d, 10, 3).unwrap();
+    let clock = Rc::new(Clock::new(&d).unwrap());
+    clock.start(0, 0, 5e-4).unwrap();
+    let mut check = Check::new();
+    let key = |part: &str| format!("{network}/{part}");
+    for step in 0..2 {
+        let x = [images(2 * step), images(2 * step + 1)];
+        if step == 0 {
+            let cx = game.context(Mode::Train, &clock);
+            for (which, x) in x.iter().enumerate() {
+                for (part, v) in ["mu", "logvar", "made"].into_iter().zip(game.forward(x, which as u32, &cx).unwrap()) {
+                    let v = digest(network, &v.to_vec::<f32>().unwrap(), which);
+                    check.check(key(&format!("{part}{which}")), &v, t(v[0]));
+                }
+            }
+            let loss = game.vae_loss([&x[0], &x[1]], &cx).unwrap();
+            for (i, g) in loss.backward(&game.vae_params).unwrap().params() {
+                let g = digest(network, &g.to_vec::<f32>().unwrap(), i);
+                check.check(key(&format!("grad/{}", game.vae_params.slots()[i].name)), &g, t(g[0]));
+            }
+        }
+        let loss = game.vae_step([&x[0], &x[1]], &clock).unwrap();
+        check.check(key(&format!("vae{step}/loss")), &loss.to_f64().unwrap(), t(1.0));
+        if step == 1 {
+            let loss = game.discriminator_step([&x[0], &x[1]], &clock).unwrap();
+            check.check(key("judge/loss"), &loss.to_f64().unwrap(), t(1.0));
+        }
+        clock.advance(rules.batch).unwrap();
+    }
+    for (part, params) in [("weight", &game.vae_params), ("judge/weight", &game.discriminator_params)] {
+        for (i, (slot, w)) in params.to_host().unwrap().iter().enumerate() {
+            let w = digest(network, w, i);
+            check.check(key(&format!("{part}/{}", slot.name)), &w, moved(w[0].min(1.0)));
+        }
+    }
+    check.check(key("verdict"), &game.verdict(&images(4), &clock).unwrap().to_f64().unwrap(), t(1.0));
+    report(network, check.findings);
 }

@@ -5,6 +5,7 @@ pub mod gcn;
 pub mod lenet;
 pub mod losshead;
 pub mod resnet;
+pub mod vae;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,8 +1,10 @@
 //! Training and evaluation: data resident on the device, fixed-shape steps that can be captured as graphs.
 
+mod adversarial;
 mod eval;
 mod supervised;
 
+pub use adversarial::{Adversarial, Game, Kl};
 pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each, sweep, sweep_each};
 pub use supervised::{AfterEpoch, CrossEntropy, EpochEnd, Fit, Model, Objective, Recipe, Steps, Trainer, Training};
 

@@ -210,6 +210,14 @@ impl Trainer<'_> {
         Ok(view.stored_as(self.recipe.precision.dtype()))
     }
 
+    /// The training transform of a round, in f32.
+    pub fn train_view(&self, round: u32) -> Result<View> {
+        let (spec, recipe) = (&self.data.spec, self.recipe);
+        let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
+        let rng = Rng::new(self.seed);
+        View::train(&self.data.device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)
+    }
+
     /// Sizes of an epoch's batches for `n` examples.
     fn batch_sizes(&self, n: usize) -> Vec<usize> {
         let b = self.recipe.batch;
@@ -273,10 +281,7 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let (data, recipe, device) = (self.data, self.recipe, &self.data.device);
         let rng = Rng::new(self.seed);
-        let flip = if recipe.flip { data::Flip::Half } else { data::Flip::Never };
-        let spec = &data.spec;
-        let view = View::train(device, &spec.mean, &spec.std, recipe.crop_pad, flip, rng, round)?;
-        let view = view.stored_as(recipe.precision.dtype());
+        let view = self.train_view(round)?.stored_as(recipe.precision.dtype());
         let plain = self.plain_view()?;
         let pass = Pass { view: &plain, batch: self.eval_batch, graphs: self.graphs };
         let mut evaluator = Evaluator::new(data, pass)?;
