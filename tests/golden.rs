@@ -416,6 +416,38 @@ fn lenet_steps_equal_pytorch() {
     steps_equal_pytorch(&s, &net, layout);
 }
 
+/// The gradients of the inputs that an attack climbs, with weights that are constants.
+#[test]
+fn lenet_input_gradients_equal_pytorch() {
+    let (device, root, n) = (Device::Cpu, Rng::new(10), 16);
+    let mut layout = Layout::default();
+    let net = LeNet::new(&mut layout, 10);
+    let params = layout.init(&device, root.at(Purpose::Init, 3, 0)).unwrap();
+    let pixels = root.at(Purpose::Synthetic, 0, 0);
+    let x: Vec<f32> = (0..n as u64 * 784).map(|e| 3.0 * pixels.uniform(e) - 0.5).collect();
+    let x = Tensor::new(&device, [n, 28, 28, 1], &x).unwrap().tracked();
+    let clock = Rc::new(Clock::new(&device).unwrap());
+    let logits = net.forward(&x, &Ctx::new(Mode::Eval, root, &clock, &params)).unwrap().logits;
+    let p = ops::softmax(&logits.detach()).unwrap().to_vec::<f32>().unwrap();
+    let mut check = Check::new();
+    for (i, name) in ["ce", "margin"].into_iter().enumerate() {
+        let mut d = if name == "ce" { p.clone() } else { vec![0.0; p.len()] };
+        for (d, p) in d.chunks_exact_mut(10).zip(p.chunks_exact(10)) {
+            let mut order: Vec<usize> = (0..10).collect();
+            order.sort_by(|a, b| p[*b].total_cmp(&p[*a]));
+            d[order[0]] -= 1.0;
+            d[order[1]] += if name == "margin" { 1.0 } else { 0.0 };
+        }
+        let d = Tensor::new(&device, [n, 10], &d).unwrap();
+        let g = logits.grad_from(&d, &[&x]).unwrap().of(&x).unwrap().to_vec::<f32>().unwrap();
+        let g = digest("lenet", &g, i);
+        // Sums of 320, 500 and 250 terms, each rounded.
+        let off = 100.0 * common::UNIT;
+        check.check(format!("lenet/input/{name}"), &g, |_| Tolerance { abs: off * g[0], rel: off });
+    }
+    report("input gradients", check.findings);
+}
+
 #[test]
 fn resnet_step_equals_pytorch() {
     for (network, width, side, classes, batch) in

@@ -223,7 +223,7 @@ fn bald_passes() {
 
     let net = std::mem::replace(&mut model.net, Box::new(LeNet::new(&mut Layout::default(), 10)));
     model.net = Box::new(Counted { inner: net, stems, dropout: Dropout::Never });
-    for m in ["bald"] {
+    for m in ["bald", "mean-std", "var-ratio", "power-bald"] {
         let e = s.select(&mut *(entry(m).make)(&s.config), &model, m, 64, 1, 5).unwrap_err().to_string();
         assert!(e.contains("no dropout") && e.contains("entropy"), "{e}");
     }
@@ -237,6 +237,52 @@ fn bald_passes() {
     let entropy = picks(&mut model, Dropout::AtQueries, "entropy");
     assert_eq!(picks(&mut model, Dropout::AtQueries, "bald"), entropy, "repro ranks by entropy");
     assert_ne!(picks(&mut model, Dropout::InTraining, "bald"), entropy);
+}
+
+/// The three rules and power-bald with a large power see the same passes; the draw differs by round and follows β.
+#[test]
+fn power_bald_comes_to_bald() {
+    let s = scene();
+    let mut config = s.config.clone();
+    let model = s.model(&mut *(entry("random").make)(&s.config));
+    let mut picks = |id: &str, round, beta| {
+        config.power_bald.beta = beta;
+        s.select(&mut *(entry(id).make)(&config), &model, id, 64, round, 40).unwrap()
+    };
+    let bald = picks("bald", 1, 1.0);
+    assert_eq!(picks("power-bald", 1, 1e6), bald);
+    assert_ne!(picks("power-bald", 1, 1.0), bald);
+    assert_ne!(picks("power-bald", 1, 1.0), picks("power-bald", 2, 1.0));
+}
+
+/// On a trained network: what is attacked first lies nearest to a boundary, the settings are obeyed, and `repro` differs
+/// where it is meant to.
+#[test]
+fn adversarial_bim_on_a_network() {
+    let s = scene();
+    let model = s.model(&mut *(entry("random").make)(&s.config));
+    let mut config = s.config.clone();
+    let mut picks = |eps, cap| {
+        (config.adversarial_bim.eps, config.adversarial_bim.cap) = (eps, cap);
+        s.select(&mut *(entry("adversarial-bim").make)(&config), &model, "adversarial-bim", 50, 1, POOL).unwrap()
+    };
+    // No image flips by so little: all are equally far, the lowest id first.
+    assert_eq!(picks(1e-30, 3), s.pool.unlabelled());
+    // The rank by entropy, on average, of the first third by attack: chance would be a half, give or take .027.
+    let order = picks(0.05, 100);
+    let confident = s.select(&mut *(entry("entropy").make)(&s.config), &model, "entropy", 64, 1, POOL).unwrap();
+    let place = |id: &PoolIdx| confident.iter().position(|c| c == id).unwrap();
+    let first = order.len() / 3;
+    let mean = order[..first].iter().map(place).sum::<usize>() as f64 / first as f64;
+    assert!(mean < 0.42 * order.len() as f64, "mean rank {mean} of {}", order.len());
+    for (key, value) in [("eps", "0.0"), ("eps", "-1.0"), ("cap", "0"), ("cap", "2000000"), ("loss", "'cee'")] {
+        let setting =
+            (format!("adversarial-bim.{key}"), format!("v = {value}").parse::<toml::Table>().unwrap()["v"].clone());
+        let e = s.config.clone().with(&[setting]).unwrap_err().to_string();
+        assert!(e.contains(&format!("adversarial-bim.{key}")), "{e}");
+    }
+    let repro = dalcore::methods::adversarial_bim::Settings::of(Profile::Repro);
+    assert!(!repro.fallback && repro != s.config.adversarial_bim && repro.cap == 100 && repro.eps == 0.05);
 }
 
 /// Confident rows keep their order where 1 − p_max would be exactly 0 for all of them.

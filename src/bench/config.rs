@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{bald, gcn, learning_loss};
+use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -24,6 +24,9 @@ pub struct Config {
     /// How much is labelled.
     pub budget: Budget,
     /// Settings of the method of this name.
+    #[serde(rename = "adversarial-bim")]
+    pub adversarial_bim: adversarial_bim::Settings,
+    /// Settings of the method of this name.
     pub bald: bald::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "learning-loss")]
@@ -34,6 +37,15 @@ pub struct Config {
     /// Likewise.
     #[serde(rename = "uncertain-gcn")]
     pub uncertain_gcn: gcn::UncertainSettings,
+    /// Settings of the method of this name.
+    #[serde(rename = "mean-std")]
+    pub mean_std: bald::Passes,
+    /// Settings of the method of this name.
+    #[serde(rename = "var-ratio")]
+    pub var_ratio: bald::Passes,
+    /// Settings of the method of this name.
+    #[serde(rename = "power-bald")]
+    pub power_bald: power_bald::Settings,
 }
 
 /// Keys under `model`.
@@ -191,10 +203,14 @@ impl Config {
             },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },
+            adversarial_bim: adversarial_bim::Settings::of(profile),
             bald: bald::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
+            mean_std: bald::Passes::default(),
+            var_ratio: bald::Passes::default(),
+            power_bald: power_bald::Settings::default(),
         }
     }
 
@@ -266,9 +282,13 @@ impl Config {
         if !(0.0..=1.0).contains(&t.momentum) || !at_least_zero(t.weight_decay) || !at_least_zero(t.grad_clamp) {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
+        self.adversarial_bim.check()?;
         self.bald.check()?;
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
+        self.mean_std.check("mean-std")?;
+        self.var_ratio.check("var-ratio")?;
+        self.power_bald.check()?;
         self.learning_loss.check()
     }
 }

@@ -54,6 +54,27 @@ impl Settings {
     }
 }
 
+/// Keys of the other rules on the same passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passes {
+    /// T, passes with dropout.
+    pub passes: u32,
+}
+
+impl Default for Passes {
+    fn default() -> Passes {
+        Passes { passes: 10 }
+    }
+}
+
+impl Passes {
+    /// Refuses what no query can use; `method` is the table it is in.
+    pub fn check(&self, method: &str) -> Result<()> {
+        check_passes(method, self.passes)
+    }
+}
+
 /// Refuses numbers of passes that make no sense under `key`.
 pub(super) fn check_passes(key: &str, passes: u32) -> Result<()> {
     // Two dropout layers a pass must find room in a stream's lanes.

@@ -1,14 +1,18 @@
 //! The selection methods: one file each, one row each in [`METHODS`]. A method is thin; the mathematics is in
 //! [`crate::select`], the heavy lifting in kernels.
 
+pub mod adversarial_bim;
 pub mod bald;
 mod coreset;
 mod entropy;
 pub mod gcn;
 pub mod learning_loss;
 mod least_confidence;
+mod mean_std;
+pub mod power_bald;
 mod query;
 mod random;
+mod var_ratio;
 
 pub use query::Query;
 
@@ -104,6 +108,16 @@ pub static METHODS: &[Entry] = &[
         make: |_| Box::new(random::Random),
     },
     Entry {
+        id: "adversarial-bim",
+        paper_name: "AdversarialBIM",
+        kind: Kind::Sal,
+        about: "the smallest perturbation, by steps of the gradient's sign, that changes the predicted class",
+        needs: "logits, up to 100 passes forward and backward",
+        costs: "steps·U·(network), batch",
+        remembers: "nothing",
+        make: |c| Box::new(adversarial_bim::AdversarialBim(c.adversarial_bim)),
+    },
+    Entry {
         id: "bald",
         paper_name: "BALDDropout",
         kind: Kind::Sal,
@@ -172,6 +186,36 @@ pub static METHODS: &[Entry] = &[
         costs: "U·C, U·C",
         remembers: "nothing",
         make: |_| Box::new(entropy::Entropy),
+    },
+    Entry {
+        id: "mean-std",
+        paper_name: "MeanSTD",
+        kind: Kind::Extra,
+        about: "the largest mean standard deviation of the probabilities over passes with dropout",
+        needs: "T passes with dropout",
+        costs: "T·U·(rest of the network), U",
+        remembers: "nothing",
+        make: |c| Box::new(mean_std::MeanStd(c.mean_std)),
+    },
+    Entry {
+        id: "var-ratio",
+        paper_name: "VarRatio",
+        kind: Kind::Extra,
+        about: "the smallest vote for the modal class over passes with dropout",
+        needs: "T passes with dropout",
+        costs: "T·U·(rest of the network), U",
+        remembers: "nothing",
+        make: |c| Box::new(var_ratio::VarRatio(c.var_ratio)),
+    },
+    Entry {
+        id: "power-bald",
+        paper_name: "PowerBALD",
+        kind: Kind::Extra,
+        about: "a draw without replacement, with probability in proportion to a power of BALD's information",
+        needs: "T passes with dropout",
+        costs: "T·U·(rest of the network), U",
+        remembers: "nothing",
+        make: |c| Box::new(power_bald::PowerBald(c.power_bald)),
     },
 ];
 

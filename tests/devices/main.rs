@@ -7,6 +7,7 @@ mod common;
 mod cases;
 mod functions;
 mod memory;
+mod queries;
 mod selection;
 mod training;
 
@@ -17,7 +18,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 16] = [
+    let parts: [(&str, fn()); 17] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("small cases in bf16", cases::small_rounded),
@@ -31,6 +32,7 @@ fn cuda_agrees_with_the_cpu() {
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),
         ("evaluation", training::evaluation),
+        ("queries", queries::all),
         ("graphs", training::graphs),
         ("memory", memory::all),
         ("memory by purpose", memory::what_for),
