@@ -186,8 +186,8 @@ fn kernels(path: &Path, source: &str) -> Vec<Kernel> {
             };
             let Some(ty) = rust_type(&words.join(" ")) else {
                 stop(format!(
-                    "{}:{}: '{}' is not among the parameter types launchers know (float, bf16, uint8_t, uint32_t, \
-                     uint64_t pointers; int, uint32_t, float)",
+                    "{}:{}: '{}' is not among the parameter types launchers know (float, double, bf16, uint8_t, \
+                     uint32_t, uint64_t pointers; int, uint32_t, float)",
                     path.display(),
                     at + 1,
                     words.join(" ")
@@ -208,6 +208,8 @@ fn rust_type(cuda: &str) -> Option<&'static str> {
     Some(match cuda {
         "float *" => "&mut Buf<f32>",
         "const float *" => "&Buf<f32>",
+        "double *" => "&mut Buf<f64>",
+        "const double *" => "&Buf<f64>",
         "bf16 *" => "&mut Buf<bf16>",
         "const bf16 *" => "&Buf<bf16>",
         "Stored *" => "&mut Buf<S>",

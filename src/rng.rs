@@ -93,6 +93,11 @@ impl Rng {
         [self.key[0], self.key[1], self.stream, self.a]
     }
 
+    /// As [`Rng::words`], and then `b`.
+    pub fn all_words(self) -> [u32; 5] {
+        [self.key[0], self.key[1], self.stream, self.a, self.b]
+    }
+
     /// The four words of `element / 4 = block`.
     #[inline]
     pub fn block(self, block: u32) -> [u32; 4] {

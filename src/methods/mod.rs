@@ -2,6 +2,7 @@
 //! [`crate::select`], the heavy lifting in kernels.
 
 pub mod adversarial_bim;
+mod badge;
 pub mod bald;
 mod coreset;
 mod entropy;
@@ -126,6 +127,16 @@ pub static METHODS: &[Entry] = &[
         costs: "T·U·(rest of the network), U",
         remembers: "nothing",
         make: |c| Box::new(bald::Bald(c.bald)),
+    },
+    Entry {
+        id: "badge",
+        paper_name: "BadgeSampling",
+        kind: Kind::Sal,
+        about: "k-means++ draws over hypothetical gradients of the last layer: uncertain and unlike each other",
+        needs: "embeddings and logits",
+        costs: "K·U·(C + D), U·(C + D)",
+        remembers: "nothing",
+        make: |_| Box::new(badge::Badge),
     },
     Entry {
         id: "coreset",

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::data::{Pool, PoolIdx};
 use crate::ops::View;
 use crate::rng::Rng;
+use crate::select::first_non_finite;
 use crate::tensor::Tensor;
 use crate::train::{Features, Model, Pass, Trainer, extract, sweep};
 use crate::{Error, Result, ops};
@@ -159,6 +160,16 @@ impl<'a> Query<'a> {
         let mut some: Vec<PoolIdx> = order.into_iter().take(size.max(n)).map(|i| all[i as usize]).collect();
         some.sort_unstable();
         some
+    }
+
+    /// Refuses a NaN or an infinity in `rows` (U, D), of the unlabelled examples in ascending order, and names the example.
+    pub fn check_finite(&self, what: &str, rows: &Tensor) -> Result<()> {
+        match first_non_finite(rows)?.and_then(|row| self.unlabelled().get(row as usize)) {
+            None => Ok(()),
+            Some(id) => Err(Error::NonFinite {
+                what: format!("{what} of pool id {} hold a NaN or an infinity; nothing was selected", id.0),
+            }),
+        }
     }
 
     /// The `n` unlabelled examples with the largest of `scores` (U), ties to the lowest id. A score that is not a number

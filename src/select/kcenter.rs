@@ -77,7 +77,7 @@ fn check_ids(n: usize, labelled: &[u32], candidates: &[u32]) -> Result<()> {
     Ok(())
 }
 
-fn non_finite(row: u32) -> Error {
+pub(super) fn non_finite(row: u32) -> Error {
     Error::NonFinite { what: format!("row {row} of the embeddings holds a NaN or an infinity; nothing was selected") }
 }
 

@@ -3,6 +3,9 @@
 
 mod attack;
 mod kcenter;
+mod seeding;
 
 pub use attack::{Along, Attack, NEVER};
 pub use kcenter::{Picks, coverage_radius, kcenter};
+pub(crate) use seeding::first_non_finite;
+pub use seeding::{Points, kmeans_pp, label_gradients};

@@ -3,7 +3,7 @@
 use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
-use dalcore::select::kcenter;
+use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients};
 use dalcore::tensor::Tensor;
 
 use crate::common::{assert_close, cuda, cuda_with};
@@ -21,6 +21,7 @@ pub fn all() {
         top_k(&s.device);
         distances(&s.device);
         centres(&s.device);
+        seeds(&s.device);
     }
     drop(cuda_with(0, None));
 }
@@ -90,4 +91,35 @@ fn centres(d: &Device) {
     let x = Tensor::new(d, [10, 2], &x).unwrap();
     let e = kcenter(&x, &[0], &[1, 2, 6], 1).unwrap_err().to_string();
     assert!(e.contains('6') && (e.contains("NaN") || e.contains("finite")), "{e}");
+}
+
+/// Values of no special kind, and whole ones with copies: the draws are the same to the last id.
+fn seeds(d: &Device) {
+    for (n, c, w, k) in [(1, 1, 1, 1), (127, 3, 5, 20), (300, 10, 33, 40), (130, 40, 70, 9), (40, 2, 1, 40)] {
+        for levels in [0, 2] {
+            let of = |w, lane| {
+                if levels > 0 {
+                    return whole(n * w, levels, lane);
+                }
+                let r = Rng::new(4).lane(lane);
+                (0..(n * w) as u64).map(|e| r.uniform(e) - 0.25).collect()
+            };
+            let (delta, h) = (of(c, 1), of(w, 2));
+            let rng = Rng::new(8).lane(n as u32);
+            let run = |d: &Device| {
+                let (delta, h) = (Tensor::new(d, [n, c], &delta).unwrap(), Tensor::new(d, [n, w], &h).unwrap());
+                let gradients = Points::Gradients { delta: &delta, h: &h };
+                [Points::Plain(&h), gradients].map(|p| kmeans_pp(p, k, rng).unwrap())
+            };
+            assert_eq!(run(d), run(&Device::Cpu), "{n} rows, {c} classes, {w} features, {levels} levels");
+        }
+    }
+    let logits: Vec<f32> = (0..40 * 35).map(|i| (i * 37 % 101) as f32 * 0.2 - 9.0).collect();
+    for c in [1, 5, 35] {
+        let run = |d: &Device| {
+            let logits = Tensor::new(d, [1400 / c, c], &logits).unwrap();
+            label_gradients(&logits).unwrap().to_f64().unwrap()
+        };
+        assert_close("label gradients", &run(d), &run(&Device::Cpu), |w| 1e-6 * w.abs() + 1e-9);
+    }
 }
