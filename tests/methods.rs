@@ -4,18 +4,19 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use dalcore::Result;
-use dalcore::bench::config::{Config, Preset, Profile};
+use dalcore::bench::config::{Config, Preset, Profile, parse_setting};
 use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
+use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
-use dalcore::ops::View;
+use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::tensor::Tensor;
-use dalcore::train::{DeviceData, Model, Pass, Trainer, sweep};
+use dalcore::train::{Adversarial, DeviceData, Game, Kl, Model, Pass, Trainer, sweep};
+use dalcore::{Error, Result};
 
 const POOL: usize = 400;
 const LABELLED: usize = 60;
@@ -296,7 +297,8 @@ fn least_confidence_near_certainty() {
 #[test]
 fn a_nan_embedding_or_score_is_named() {
     let s = scene();
-    for m in METHODS.iter().filter(|m| m.id != "random") {
+    // Neither of these asks the model for anything.
+    for m in METHODS.iter().filter(|m| !["random", "vaal"].contains(&m.id)) {
         let mut method = (m.make)(&s.config);
         let mut model = s.model(&mut *method);
         let mut values = model.params.to_host().unwrap().into_iter().map(|(_, v)| v).collect::<Vec<_>>();
@@ -351,4 +353,84 @@ fn learning_loss_takes_the_largest_predictions() {
     assert_eq!(model.params.count(), 21_840 + 257);
     let again = picks(&s).1;
     assert!(shuffled == again && shuffled != by_loss);
+}
+
+/// METHODS 6.14: a divergence, and what a discriminator and its opponent lose by verdicts of .9 and .2.
+#[test]
+fn vaal_worked_example() {
+    let row = |v: &[f32]| Tensor::new(&Device::Cpu, [1, v.len()], v).unwrap();
+    let near = |t: Tensor, want: f64| assert!((t.to_f64().unwrap()[0] - want).abs() < 1e-6, "{t:?} {want}");
+    near(ops::gauss_kl(&row(&[1.0, 0.0]), &row(&[0.0, 2f32.ln()])).unwrap(), 0.653426);
+    let bce = |p: f32, t: f32| ops::bce_with_logits(&row(&[(p / (1.0 - p)).ln()]), &row(&[t])).unwrap();
+    near(ops::add(&bce(0.9, 1.0), &bce(0.2, 0.0)).unwrap(), 0.328504);
+    near(ops::add(&bce(0.9, 1.0), &bce(0.2, 1.0)).unwrap(), 1.714798);
+}
+
+/// The smallest verdicts first, of a game that is another one in every round and with every setting.
+#[test]
+fn vaal_takes_what_looks_least_labelled() {
+    let mut s = scene();
+    s.config.vaal.epochs = 2;
+    let picks = |s: &Scene, round| {
+        let model = Model::fresh(&s.data, 1, 0).unwrap();
+        s.select(&mut *(entry("vaal").make)(&s.config), &model, "vaal", 64, round, POOL).unwrap()
+    };
+    let by_verdict = picks(&s, 3);
+    let rules = Adversarial {
+        sizes: Sizes::Linear { image: [28, 28, 1] },
+        sigmoid: false,
+        deep: false,
+        kl: Kl::Sum,
+        adam: AdamRule::default(),
+        batch: 16,
+    };
+    let trainer = s.trainer(64);
+    let mut game = Game::new(rules, &Device::Cpu, 10, 3).unwrap();
+    game.train(&trainer, 3, [s.pool.labelled(), s.pool.unlabelled()], 2).unwrap();
+    let ids: Vec<u32> = (0..POOL as u32).collect();
+    let pass = Pass { view: &s.view, batch: 50, graphs: true };
+    let [verdicts] = sweep(&s.data.train, &ids, pass, [1], |x, clock| Ok([game.verdict(x, clock)?])).unwrap();
+    let verdicts = verdicts.to_vec::<f32>().unwrap();
+    assert!(by_verdict.windows(2).all(|p| verdicts[p[0].index()] <= verdicts[p[1].index()]));
+    assert!(verdicts[by_verdict[0].index()] < verdicts[by_verdict[POOL - LABELLED - 1].index()]);
+
+    let mut seen = vec![by_verdict, picks(&s, 4)];
+    let settings: [fn(&mut Config); 5] = [
+        |c| c.vaal.kl = Kl::Mean,
+        |c| c.vaal.discriminator = 5,
+        |c| c.vaal.sigmoid = true,
+        |c| c.vaal.epochs = 0,
+        // More than are labelled: drawn with repetition.
+        |c| c.train.batch = LABELLED + 20,
+    ];
+    for set in settings {
+        let mut other = scene();
+        other.config.vaal.epochs = 2;
+        set(&mut other.config);
+        seen.push(picks(&other, 3));
+    }
+    for (i, picks) in seen.iter().enumerate() {
+        assert!(!seen[..i].contains(picks), "{i}");
+    }
+}
+
+/// A loss that is not finite stops the game by name, and so does a user.
+#[test]
+fn vaal_can_be_stopped() {
+    let mut s = scene();
+    let model = Model::fresh(&s.data, 1, 0).unwrap();
+    let stop = || Err(Error::Interrupted { resume: "again".into() });
+    let trainer = Trainer { check: &stop, ..s.trainer(64) };
+    let rng = Rng::new(10).at(Purpose::Select, 1, 0).lane(lane_of("vaal"));
+    let query = Query::new(&s.pool, &trainer, &model, &s.view, 1, rng);
+    let stopped = (entry("vaal").make)(&s.config).select(&query, 5);
+    assert!(matches!(stopped, Err(Error::Interrupted { .. })));
+
+    s.data.spec.std = vec![1e-30].into();
+    let e = s.select(&mut *(entry("vaal").make)(&s.config), &model, "vaal", 64, 1, 5).unwrap_err().to_string();
+    assert!(e.contains("auto-encoder") && e.contains("round 1, epoch 0, step 0"), "{e}");
+
+    let refused = |set: &str| s.config.clone().with(&[parse_setting(set).unwrap()]).unwrap_err().to_string();
+    assert!(refused("vaal.discriminator=4").contains("3 or 5"));
+    assert!(refused("vaal.kl=max").contains("vaal.kl") && refused("vaal.epochs=1000001").contains("vaal.epochs"));
 }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald};
+use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald, vaal};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -37,6 +37,8 @@ pub struct Config {
     /// Likewise.
     #[serde(rename = "uncertain-gcn")]
     pub uncertain_gcn: gcn::UncertainSettings,
+    /// Likewise.
+    pub vaal: vaal::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "mean-std")]
     pub mean_std: bald::Passes,
@@ -208,6 +210,7 @@ impl Config {
             learning_loss: learning_loss::Settings::of(profile),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
+            vaal: vaal::Settings::of(profile),
             mean_std: bald::Passes::default(),
             var_ratio: bald::Passes::default(),
             power_bald: power_bald::Settings::default(),
@@ -286,6 +289,7 @@ impl Config {
         self.bald.check()?;
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
+        self.vaal.check()?;
         self.mean_std.check("mean-std")?;
         self.var_ratio.check("var-ratio")?;
         self.power_bald.check()?;

@@ -13,6 +13,7 @@ mod mean_std;
 pub mod power_bald;
 mod query;
 mod random;
+pub mod vaal;
 mod var_ratio;
 
 pub use query::Query;
@@ -187,6 +188,16 @@ pub static METHODS: &[Entry] = &[
         costs: "200·(M+L)·D·128, (M+L)·D",
         remembers: "nothing",
         make: |config| Box::new(gcn::UncertainGcn::new(config)),
+    },
+    Entry {
+        id: "vaal",
+        paper_name: "VAAL",
+        kind: Kind::Sal,
+        about: "what a discriminator, trained against an auto-encoder, takes least for labelled",
+        needs: "a VAE and a discriminator trained each round",
+        costs: "the VAE's training, the VAE",
+        remembers: "nothing",
+        make: |config| Box::new(vaal::Vaal::new(config)),
     },
     Entry {
         id: "entropy",
