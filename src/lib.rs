@@ -18,6 +18,7 @@ pub mod data;
 pub mod device;
 pub mod embed;
 pub mod error;
+pub mod label;
 pub mod methods;
 pub mod names;
 pub mod nn;

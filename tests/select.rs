@@ -376,3 +376,50 @@ fn memory_is_bounded_or_the_amount_is_said() {
     assert_eq!(d.ok("-m entropy --logits e.npy --embeddings e.npy -k 10 --mem 5MiB"), whole);
     assert_eq!(d.ok("-m entropy --logits small.npz --embeddings e.npy -k 10 --mem 16MiB"), whole);
 }
+
+/// METHODS 6.5: two passes, four samples.
+#[test]
+fn worked_example_of_stochastic_passes() {
+    let d = Dir::new("passes");
+    let passes = [[0.9f32, 0.5, 0.9, 0.8], [0.1, 0.5, 0.9, 0.4]];
+    let stack: Vec<f32> = passes.iter().flatten().flat_map(|p| [*p, 1.0 - p]).collect();
+    d.write("s.npy", npy("'<f4'", "False", "(2, 4, 2)", &f32s(&stack)));
+    let csv = d.ok("-m bald --mc-probs s.npy -k 4");
+    assert_eq!(column(&csv, 1), ["0", "3", "1", "2"]);
+    for (score, want) in column(&csv, 3).iter().zip([0.368064, 0.086305, 0.0, 0.0]) {
+        assert!((score.parse::<f32>().unwrap() - want).abs() < 1e-5, "{csv}");
+    }
+    d.write("one.npy", npy("'<f4'", "False", "(1, 4, 2)", &f32s(&stack[..8])));
+    d.refused("-m bald --mc-probs one.npy -k 1", 1, &["one pass"]);
+    let mut bad = stack.clone();
+    bad[12] = 0.3;
+    d.write("bad.npy", npy("'<f4'", "False", "(2, 4, 2)", &f32s(&bad)));
+    d.refused("-m bald --mc-probs bad.npy -k 1", 1, &["row 2 of pass 1 sums to 0.4"]);
+    bad[12] = f32::NAN;
+    d.write("bad.npy", npy("'<f4'", "False", "(2, 4, 2)", &f32s(&bad)));
+    d.refused("-m bald --mc-probs bad.npy -k 1", 1, &["row 2 of pass 1 holds a NaN"]);
+    d.refused("-m bald --probs s.npy -k 1", 1, &["(2, 4, 2)", "wanted (N, C)"]);
+    d.refused("-m learning-loss --mc-probs s.npy -k 1", 2, &["needs a model in training", "random, bald, coreset"]);
+}
+
+#[test]
+fn the_report_is_one_page_with_everything_in_it() {
+    let d = Dir::new("report");
+    d.write("e.npy", matrix(&POINTS)).write("p.npy", matrix(&E1)).write("ids.txt", "0");
+    d.write("names.txt", "a\n<b>\nc\nd\ne\nf\n");
+    let picks = d.ok("-m coreset --embeddings e.npy --labeled ids.txt -k 4");
+    let args = "-m coreset --embeddings e.npy --labeled ids.txt -k 4 --names names.txt --report page.html";
+    assert_eq!(d.ok(args).lines().count(), picks.lines().count());
+    let page = d.read("page.html");
+    for words in ["4 by coreset", "Coverage radius", "Where they lie", "Scores", "&lt;b&gt;", "e.npy", "1 labelled"] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(!page.contains("<b>") && !page.contains("<script") && !page.contains("href=\"http"));
+    d.refused(args, 2, &["page.html exists"]);
+    assert_eq!(d.ok("-m least-confidence --probs p.npy -k 2 -o p.csv --report q.html"), "p.csv\nq.html\n");
+    let page = d.read("q.html");
+    assert!(page.contains("Scores") && !page.contains("Where they lie") && !page.contains("Coverage radius"));
+    // Pools without any extent can be drawn too.
+    d.write("same.npy", matrix(&[&[1.0f32][..]; 5]));
+    d.ok("-m random --embeddings same.npy -k 5 --report r.html");
+}

@@ -560,7 +560,7 @@ pub(super) fn busy(path: &Path) -> Error {
 }
 
 /// A file that this program would not have left behind.
-pub(super) fn altered(file: PathBuf, what: &str) -> Error {
+pub(crate) fn altered(file: PathBuf, what: &str) -> Error {
     Error::Data {
         path: file.display().to_string(),
         why: format!(
@@ -574,7 +574,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-pub(super) fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
+pub(crate) fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<File> {
     let name = path.join(LOCK);
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&name);
     let file = open.map_err(|e| Error::io(&name, &e))?;
@@ -592,7 +592,7 @@ pub(super) fn lock(path: &Path, wait: &mut dyn FnMut() -> Result<()>) -> Result<
     }
 }
 
-pub(super) fn pretty<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
+pub(crate) fn pretty<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| unwritable(path, &e))?;
     text.push(b'\n');
     Ok(text)
@@ -666,7 +666,7 @@ pub(super) fn read_timing<T: for<'a> Deserialize<'a>>(
 }
 
 /// The name of a file until the state that names it is on disk.
-pub(super) fn next(name: &str) -> String {
+pub(crate) fn next(name: &str) -> String {
     format!("{name}.next")
 }
 
@@ -730,7 +730,7 @@ pub(super) fn append(file: &Path, at: u64, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io(file, &e))
 }
 
-pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         step()?;
         let mut file = File::create(file)?;
@@ -748,11 +748,11 @@ pub(crate) fn replace(dir: &Path, name: &str, temporary: &str, bytes: &[u8]) -> 
     sync_dir(dir)
 }
 
-pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     step().and_then(|()| fs::rename(from, to)).map_err(|e| Error::io(to, &e))
 }
 
-pub(super) fn remove(file: &Path) -> Result<()> {
+pub(crate) fn remove(file: &Path) -> Result<()> {
     match step().and_then(|()| fs::remove_file(file)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(file, &e)),
         _ => Ok(()),
@@ -760,7 +760,7 @@ pub(super) fn remove(file: &Path) -> Result<()> {
 }
 
 /// A rename is permanent only when its folder is.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     step().map_err(|e| Error::io(dir, &e))?;
     if cfg!(unix) {
         File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(dir, &e))?;

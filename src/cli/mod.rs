@@ -6,6 +6,7 @@ mod data;
 mod device_info;
 mod embed;
 mod experiment;
+mod label;
 mod select;
 
 use std::io::IsTerminal;
@@ -24,6 +25,7 @@ use crate::{Error, device, pick};
 use data::DataCommand;
 use embed::EmbedArgs;
 use experiment::{BenchArgs, TrainArgs};
+use label::LabelCommand;
 use select::SelectArgs;
 
 /// A hand-written CUDA compute engine for deep active learning; the same program runs on a CPU.
@@ -58,6 +60,11 @@ enum Command {
     Embed(Box<EmbedArgs>),
     /// Choose what to label next from your own arrays: embeddings, probabilities, logits; no training
     Select(Box<SelectArgs>),
+    /// Label a pool batch by batch: choose, hand out, take back
+    Label {
+        #[command(subcommand)]
+        command: LabelCommand,
+    },
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
         /// The folder of one preset and profile, for instance runs/quick-clean
@@ -129,6 +136,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(args) => experiment::train(args, verbosity),
         Command::Embed(args) => embed::embed(args, verbosity),
         Command::Select(args) => select::select(args, cli.quiet),
+        Command::Label { command } => label::label(command, cli.quiet),
         Command::Report { folder } => experiment::report_command(folder),
         Command::Methods => {
             let row = |cells: [&str; 7]| {

@@ -7,9 +7,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{misuse, set_threads};
-use crate::Error;
 use crate::device::Choice as DeviceChoice;
-use crate::pick::{self, Arrays, Choice, Form, Format, Inputs, Names};
+use crate::pick::{self, Arrays, Choice, Form, Format, Inputs, Names, Selection};
+use crate::{Error, report};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -46,6 +46,9 @@ pub struct SelectArgs {
     /// Where the picks go: .csv, .jsonl or .npy [default: CSV to stdout]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Also write a page: scores, coverage radius against picks, and a map of pool, labelled and picked rows
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Replace files that exist
     #[arg(long)]
     force: bool,
@@ -145,7 +148,7 @@ fn bytes(text: &str) -> Result<u64, Error> {
 pub fn select(args: &SelectArgs, quiet: bool) -> anyhow::Result<()> {
     let rule = pick::find(&args.method)?;
     let format = args.out.as_deref().map_or(Ok(Format::Csv), Format::of)?;
-    args.out.iter().try_for_each(|path| pick::refuse_existing(path, args.force))?;
+    args.out.iter().chain(&args.report).try_for_each(|path| pick::refuse_existing(path, args.force))?;
     let device = args.limits.device()?;
     let memory = args.limits.memory()?;
     let inputs = Inputs::open(&args.arrays.arrays(), memory)?;
@@ -156,11 +159,13 @@ pub fn select(args: &SelectArgs, quiet: bool) -> anyhow::Result<()> {
         Some(file) => pick::read_ids(file, inputs.rows(), memory)?,
         None => Vec::new(),
     };
-    let names = args.names.as_deref().map(|path| Names::read(path, inputs.rows())).transpose()?;
+    let names = args.names.as_deref().map(|path| Names::read(path, Some(inputs.rows()))).transpose()?;
     let device = device.open()?;
     let choice = Choice { rule, k: args.k, seed: args.limits.seed(), round: 0, device: &device };
-    let picks = pick::select(&inputs, &choice, &labelled, &[])?;
-    let content = format.write(&picks, names.as_ref());
+    let selection = pick::select(&inputs, &choice, &labelled, &[])?;
+    let content = format.write(&selection.picks, names.as_ref());
+    let page =
+        args.report.is_some().then(|| page(&inputs, &choice, &labelled, &selection, names.as_ref())).transpose()?;
     match &args.out {
         None => std::io::stdout().write_all(&content).context("stdout")?,
         Some(path) => {
@@ -168,5 +173,45 @@ pub fn select(args: &SelectArgs, quiet: bool) -> anyhow::Result<()> {
             println!("{}", path.display());
         }
     }
+    if let (Some(path), Some(page)) = (&args.report, page) {
+        pick::publish(path, page.as_bytes(), args.force)?;
+        // Without --out, stdout is the picks alone.
+        args.out.iter().for_each(|_| println!("{}", path.display()));
+    }
     Ok(())
+}
+
+/// Points of the coverage curve.
+const STEPS: usize = 40;
+
+fn page(
+    inputs: &Inputs,
+    choice: &Choice,
+    labelled: &[u32],
+    selection: &Selection,
+    names: Option<&Names>,
+) -> Result<String, Error> {
+    let ids: Vec<u32> = selection.picks.iter().map(|p| p.id).collect();
+    let step = ids.len().div_ceil(STEPS);
+    let groups: Vec<Vec<u32>> = std::iter::once(labelled).chain(ids.chunks(step)).map(<[u32]>::to_vec).collect();
+    let radius = pick::coverage(inputs, &groups, choice.device)?;
+    let counts = (0..groups.len()).map(|at| (at * step).min(ids.len()));
+    let radius: Vec<(usize, f32)> = counts.zip(radius).filter_map(|(k, r)| Some((k, r?))).collect();
+    let mut facts = vec![
+        format!("{} rows", inputs.rows()),
+        format!("{} labelled", labelled.len()),
+        format!("{} picks", ids.len()),
+        format!("seed {}", choice.seed),
+    ];
+    facts.extend(inputs.embeddings().map(|s| s.shown().to_string()));
+    report::picks::page(&report::picks::Page {
+        method: choice.rule.id,
+        score: choice.rule.score,
+        facts: &facts,
+        picks: &selection.picks,
+        candidates: &selection.candidates,
+        radius: &radius,
+        map: &pick::map(inputs, labelled, &ids)?,
+        names,
+    })
 }

@@ -13,7 +13,7 @@ fn refuse(path: &Path, why: String) -> Error {
     Error::Data { path: path.display().to_string(), why }
 }
 
-fn text(path: &Path) -> Result<String> {
+pub(crate) fn text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
     String::from_utf8(bytes).map_err(|_| refuse(path, "not UTF-8 text".into()))
 }
@@ -103,8 +103,8 @@ pub fn read_ids(name: &str, rows: usize, room: u64) -> Result<Vec<u32>> {
 
 impl Names {
     /// One per row of the pool: a `.csv` with a column `name` (and perhaps `id`, which must then count the rows), or a
-    /// text with a name per line.
-    pub fn read(path: &Path, rows: usize) -> Result<Names> {
+    /// text with a name per line. None for `rows`: as many as there are.
+    pub fn read(path: &Path, rows: Option<usize>) -> Result<Names> {
         let text = text(path)?;
         let names: Vec<String> = match ending(path).as_str() {
             "csv" => {
@@ -123,10 +123,15 @@ impl Names {
             }
             _ => text.lines().map(str::to_string).collect(),
         };
-        match names.len() == rows {
-            true => Ok(Names(names)),
-            false => Err(refuse(path, format!("{} names for {rows} rows; one per row is wanted", names.len()))),
+        match rows.filter(|rows| *rows != names.len()) {
+            None => Ok(Names(names)),
+            Some(rows) => Err(refuse(path, format!("{} names for {rows} rows; one per row is wanted", names.len()))),
         }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The name of a row.

@@ -5,18 +5,23 @@
 //! would need. The bound is what was asked for, never what the machine has free, so the same command does the same on
 //! every machine.
 
+mod coverage;
 mod ids;
+mod map;
 mod output;
 mod rules;
 
+pub use coverage::coverage;
+pub(crate) use ids::text;
 pub use ids::{Names, read_ids};
+pub use map::{Map, map};
 pub use output::{Format, publish, refuse_existing};
 pub use rules::{RULES, Rule, find, usable};
 
 use crate::arrays::Source;
 use crate::device::Device;
 use crate::error::human_bytes;
-use crate::ops::pairwise_sq;
+use crate::ops::{McRule, McSums, pairwise_sq};
 use crate::rng::{Purpose, Rng, lane_of};
 use crate::tensor::{Dtype, Tensor};
 use crate::{Error, Result};
@@ -281,6 +286,27 @@ impl Query<'_> {
         self.inputs.predictions.as_ref().map(|p| p.0)
     }
 
+    /// The scores of the candidates by what the passes say together, block by block. Probabilities have been checked.
+    pub fn passes(&self, rule: McRule) -> Result<Vec<f32>> {
+        let source = self.inputs.passes.as_ref().ok_or_else(|| missing(Input::Passes))?;
+        let [t, n, c] = source.sizes("T, N, C")?;
+        let block = self.inputs.block(t * c);
+        let mut values = vec![0.0f32; block * c];
+        let mut scores = Vec::with_capacity(self.candidates.len());
+        for first in (0..n).step_by(block) {
+            let rows = block.min(n - first);
+            let values = &mut values[..rows * c];
+            let mut sums = McSums::new(rule, self.device, [rows, c])?;
+            for pass in 0..t {
+                source.floats((pass * n + first) * c, values)?;
+                check_sums(source, values, c, |row| format!("row {} of pass {pass}", first + row))?;
+                sums.add(&Tensor::new(self.device, [rows, c], values)?)?;
+            }
+            self.keep(&mut scores, first, &sums.scores()?.to_vec()?);
+        }
+        Ok(scores)
+    }
+
     /// Of the numbers of rows `first` and on, those of candidates.
     fn keep(&self, scores: &mut Vec<f32>, first: usize, of_rows: &[f32]) {
         let candidates = self.candidates.get(scores.len()..).unwrap_or_default().iter();
@@ -321,6 +347,17 @@ pub struct Picked {
     pub ids: Vec<u32>,
     /// One for each, or none at all; what they mean, [`Rule::score`] says.
     pub scores: Vec<f32>,
+    /// Of every candidate, where the rule scores all before it chooses; else nothing.
+    pub candidates: Vec<f32>,
+}
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Selection {
+    /// In the order it was chosen.
+    pub picks: Vec<Pick>,
+    /// The scores of all candidates, ascending by row; nothing where the rule has none.
+    pub candidates: Vec<f32>,
 }
 
 /// One line of the output.
@@ -351,7 +388,7 @@ pub struct Choice<'a> {
 
 /// Chooses k rows that are neither labelled nor `pending`: handed out to be labelled, so that they need not be covered
 /// again. Both ascending.
-pub fn select(inputs: &Inputs, choice: &Choice, labelled: &[u32], pending: &[u32]) -> Result<Vec<Pick>> {
+pub fn select(inputs: &Inputs, choice: &Choice, labelled: &[u32], pending: &[u32]) -> Result<Selection> {
     let Choice { rule, k, seed, round, device } = *choice;
     for input in rule.wants.iter().filter(|i| !inputs.has(**i)) {
         let why = format!("{} needs {}", rule.id, input.options());
@@ -389,7 +426,8 @@ pub fn select(inputs: &Inputs, choice: &Choice, labelled: &[u32], pending: &[u32
         score: picked.scores.get(at).copied(),
         nearest: nearest.get(at).copied(),
     };
-    Ok(picked.ids.iter().enumerate().map(one).collect())
+    let picks = picked.ids.iter().enumerate().map(one).collect();
+    Ok(Selection { picks, candidates: picked.candidates })
 }
 
 /// Labelled rows compared with all picks at a time.

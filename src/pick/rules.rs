@@ -2,6 +2,7 @@
 
 use super::{Form, Input, Picked, Query, Sizes};
 use crate::device::Device;
+use crate::ops::McRule;
 use crate::select::kcenter;
 use crate::tensor::Tensor;
 use crate::{Error, Result, methods, ops};
@@ -23,6 +24,13 @@ pub struct Rule {
 /// `memory`; what it scores block by block is counted already.
 pub static RULES: &[Rule] = &[
     Rule { id: "random", wants: &[], score: "", memory: |_| Vec::new(), run: random },
+    Rule {
+        id: "bald",
+        wants: &[Input::Passes],
+        score: "mutual information in nats",
+        memory: |_| Vec::new(),
+        run: |q, k| top(q, q.passes(McRule::Bald)?, k),
+    },
     Rule {
         id: "coreset",
         wants: &[Input::Embeddings],
@@ -72,7 +80,7 @@ pub fn usable(id: &str) -> String {
 
 fn random(q: &Query, k: usize) -> Result<Picked> {
     let order = q.rng.permutation(q.candidates.len());
-    Ok(Picked { ids: order.into_iter().take(k).map(|i| q.candidates[i as usize]).collect(), scores: Vec::new() })
+    Ok(Picked { ids: order.into_iter().take(k).map(|i| q.candidates[i as usize]).collect(), ..Picked::default() })
 }
 
 /// Embeddings; centres, labelled and picked; the candidates of a front at most; bounds and keys.
@@ -87,14 +95,14 @@ fn kcenter_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
 
 fn coreset(q: &Query, k: usize) -> Result<Picked> {
     let picks = kcenter(&q.embeddings()?, q.labelled, q.candidates, k)?;
-    Ok(Picked { ids: picks.ids, scores: picks.radius })
+    Ok(Picked { ids: picks.ids, scores: picks.radius, candidates: Vec::new() })
 }
 
 /// The k candidates with the largest of their scores, the lowest id of equals first.
-fn top(q: &Query, scores: &[f32], k: usize) -> Result<Picked> {
-    let rows = ops::top_k(&Tensor::new(&Device::Cpu, [scores.len()], scores)?, k)?.to_vec::<u32>()?;
-    let (ids, scores) = rows.iter().map(|r| (q.candidates[*r as usize], scores[*r as usize])).unzip();
-    Ok(Picked { ids, scores })
+fn top(q: &Query, candidates: Vec<f32>, k: usize) -> Result<Picked> {
+    let rows = ops::top_k(&Tensor::new(&Device::Cpu, [candidates.len()], &candidates)?, k)?.to_vec::<u32>()?;
+    let (ids, scores) = rows.iter().map(|r| (q.candidates[*r as usize], candidates[*r as usize])).unzip();
+    Ok(Picked { ids, scores, candidates })
 }
 
 /// Scores of predictions: of probabilities by `of_row`, which leaves ties as they are in the file; of logits by the
@@ -120,8 +128,8 @@ fn least_confidence(q: &Query, k: usize) -> Result<Picked> {
         Some(Form::Logits) => |s| -(-s).exp_m1(),
         _ => |s| 1.0 + s,
     };
-    let mut picked = top(q, &predicted(q, |p| -largest(p), ops::least_confidence)?, k)?;
-    picked.scores.iter_mut().for_each(|s| *s = shown(*s));
+    let mut picked = top(q, predicted(q, |p| -largest(p), ops::least_confidence)?, k)?;
+    picked.scores.iter_mut().chain(&mut picked.candidates).for_each(|s| *s = shown(*s));
     Ok(picked)
 }
 
@@ -130,5 +138,5 @@ fn entropy(q: &Query, k: usize) -> Result<Picked> {
         let terms = p.iter().filter(|v| **v > 0.0).map(|v| f64::from(*v) * f64::from(*v).ln());
         (0.0 - terms.sum::<f64>()) as f32 // not −0 of a certain row
     };
-    top(q, &predicted(q, of_row, ops::entropy)?, k)
+    top(q, predicted(q, of_row, ops::entropy)?, k)
 }

@@ -64,8 +64,8 @@ pub fn accuracy(results: &Results, form: Form) -> Result<String> {
     Ok(svg)
 }
 
-type Failure = Box<dyn std::error::Error>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+pub(super) type Failure = Box<dyn std::error::Error>;
+pub(super) type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 const LEGEND: u32 = 190;
 
@@ -110,7 +110,7 @@ fn draw(results: &Results, form: Form, svg: &mut String) -> Result<(), Failure> 
 }
 
 /// Axes and grid.
-fn frame<'a, 'b>(
+pub(super) fn frame<'a, 'b>(
     area: &DrawingArea<SVGBackend<'b>, plotters::coord::Shift>,
     (x0, x1): (f64, f64),
     (y0, y1): (f64, f64),
@@ -216,7 +216,7 @@ pub fn outline(marker: usize) -> impl Iterator<Item = (i32, i32)> + Clone {
 }
 
 /// The range of the values with some air; 0 to 1 when there are none.
-fn bounds(values: impl Iterator<Item = f64>, air: f64) -> (f64, f64) {
+pub(super) fn bounds(values: impl Iterator<Item = f64>, air: f64) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     if low > high {
         return (0.0, 1.0);

@@ -80,7 +80,7 @@ pub fn index(all: &[Results]) -> Result<String> {
     Ok(document("dalcore results", &body))
 }
 
-fn document(title: &str, body: &str) -> String {
+pub(super) fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n\
@@ -169,7 +169,7 @@ fn headline_table(r: &Results) -> Table {
 }
 
 /// A table with a drawn key before each name.
-fn html_table(t: &Table, keys: &[String]) -> String {
+pub(super) fn html_table(t: &Table, keys: &[String]) -> String {
     let head: String = t.head.iter().map(|h| format!("<th>{}</th>", escape(h))).collect();
     let mut out = format!("<div class=\"card scroll\"><table><thead><tr>{head}</tr></thead><tbody>\n");
     for (i, row) in t.rows.iter().enumerate() {
@@ -252,15 +252,17 @@ fn manifests(r: &Results) -> String {
     out
 }
 
-/// The figure without what a picture file needs and a page does not.
+/// The accuracy figure.
 fn inline_svg(r: &Results) -> Result<String> {
-    let svg = figure::accuracy(r, Form::Inline)?;
-    let Some((head, rest)) = svg.split_once('>') else { return Ok(svg) };
+    let label = "Test accuracy against labelled share of the pool; the same numbers are in the table below";
+    Ok(inline(&figure::accuracy(r, Form::Inline)?, label))
+}
+
+/// A figure without what a picture file needs and a page does not, and with words for those who cannot see it.
+pub(super) fn inline(svg: &str, label: &str) -> String {
+    let Some((head, rest)) = svg.split_once('>') else { return svg.into() };
     let view = head.split("viewBox=").nth(1).and_then(|v| v.split('"').nth(1)).unwrap_or("0 0 720 460");
-    Ok(format!(
-        "<svg viewBox=\"{view}\" role=\"img\" aria-label=\"Test accuracy against labelled share of the pool; the same \
-         numbers are in the table below\">{rest}"
-    ))
+    format!("<svg viewBox=\"{view}\" role=\"img\" aria-label=\"{}\">{rest}", escape(label))
 }
 
 fn legend(r: &Results, looks: &[Look]) -> String {
@@ -289,6 +291,6 @@ fn capital(text: &str) -> String {
     chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

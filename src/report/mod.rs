@@ -12,6 +12,7 @@
 
 pub mod figure;
 pub mod html;
+pub mod picks;
 pub mod published;
 pub mod table;
 
