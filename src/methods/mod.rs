@@ -16,6 +16,7 @@ mod random;
 pub mod vaal;
 mod var_ratio;
 
+pub(crate) use power_bald::{Settings as PowerBaldSettings, noisy};
 pub use query::Query;
 
 use crate::bench::config::Config;

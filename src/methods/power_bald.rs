@@ -60,7 +60,7 @@ impl Method for PowerBald {
 }
 
 /// β ln I + Gumbel noise of example `id`: −∞ for I = 0, NaN for NaN.
-fn noisy(information: f32, beta: f64, rng: Rng, id: u32) -> f32 {
+pub(crate) fn noisy(information: f32, beta: f64, rng: Rng, id: u32) -> f32 {
     if information == 0.0 {
         return f32::NEG_INFINITY;
     }

@@ -52,6 +52,27 @@ pub static RULES: &[Rule] = &[
         memory: |_| Vec::new(),
         run: entropy,
     },
+    Rule {
+        id: "mean-std",
+        wants: &[Input::Passes],
+        score: "mean over the classes of the standard deviation over the passes",
+        memory: |_| Vec::new(),
+        run: |q, k| top(q, q.passes(McRule::MeanStd)?, k),
+    },
+    Rule {
+        id: "var-ratio",
+        wants: &[Input::Passes],
+        score: "share of the passes that vote against the majority",
+        memory: |_| Vec::new(),
+        run: |q, k| top(q, q.passes(McRule::VarRatio)?, k),
+    },
+    Rule {
+        id: "power-bald",
+        wants: &[Input::Passes],
+        score: "mutual information in nats, by which is drawn",
+        memory: |_| Vec::new(),
+        run: power_bald,
+    },
 ];
 
 /// The rule of a method that was named. A method that needs more than arrays is refused with those that do not.
@@ -139,4 +160,15 @@ fn entropy(q: &Query, k: usize) -> Result<Picked> {
         (0.0 - terms.sum::<f64>()) as f32 // not −0 of a certain row
     };
     top(q, predicted(q, of_row, ops::entropy)?, k)
+}
+
+/// The draw of the method with its default power.
+fn power_bald(q: &Query, k: usize) -> Result<Picked> {
+    let information = q.passes(McRule::Bald)?;
+    let beta = methods::PowerBaldSettings::default().beta;
+    let noisy = information.iter().zip(q.candidates).map(|(i, id)| methods::noisy(*i, beta, q.rng, *id)).collect();
+    let ids = top(q, noisy, k)?.ids;
+    // Both ascend: the place of a pick among the candidates.
+    let score = |id: &u32| q.candidates.binary_search(id).map_or(0.0, |at| information[at]);
+    Ok(Picked { scores: ids.iter().map(score).collect(), ids, candidates: information })
 }
