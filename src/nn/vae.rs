@@ -222,15 +222,16 @@ impl Vae {
 pub struct Discriminator(Vec<Linear>);
 
 impl Discriminator {
-    /// Reserves the parameters: z–512–512–1, for the linear auto-encoder 2–5–1; if `deep`, as in the source's code,
-    /// z–512–512–512–512–1.
+    /// Reserves the parameters: z–4w–4w–1 (512 for w = 128), for the linear auto-encoder 2–5–1; if `deep`, as in the
+    /// source's code, four layers of 512, or of 4w, instead.
     pub fn new(layout: &mut Layout, sizes: Sizes, deep: bool) -> Discriminator {
-        let hidden: &[usize] = match (sizes, deep) {
-            (_, true) => &[512; 4],
-            (Sizes::Conv { .. }, false) => &[512; 2],
+        let hidden = match (sizes, deep) {
+            (Sizes::Conv { width, .. }, false) => vec![4 * width; 2],
+            (Sizes::Conv { width, .. }, true) => vec![4 * width; 4],
+            (Sizes::Linear { .. }, true) => vec![512; 4],
             (Sizes::Linear { .. }, false) => return Discriminator(stack(layout, "net", &[sizes.code(), 5, 1])),
         };
-        let widths = [&[sizes.code()], hidden, &[1]].concat();
+        let widths = [vec![sizes.code()], hidden, vec![1]].concat();
         let layer = |(i, w): (usize, &[usize])| kaiming(layout, &format!("net.{}", 2 * i), [w[1], w[0]]);
         Discriminator(widths.windows(2).enumerate().map(layer).collect())
     }

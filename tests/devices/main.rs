@@ -18,7 +18,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 17] = [
+    let parts: [(&str, fn()); 18] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("small cases in bf16", cases::small_rounded),
@@ -31,6 +31,7 @@ fn cuda_agrees_with_the_cpu() {
         ("a graph network", training::graph_network),
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),
+        ("an auto-encoder against a discriminator", training::adversarial),
         ("evaluation", training::evaluation),
         ("queries", queries::all),
         ("graphs", training::graphs),

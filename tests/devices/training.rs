@@ -10,12 +10,13 @@ use dalcore::device::cuda::Replay;
 use dalcore::methods::learning_loss::LearningLoss;
 use dalcore::methods::{Method, Round, gcn};
 use dalcore::nn::resnet::ResNet18;
+use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
 use dalcore::ops::{self, AdamRule, Conv, View};
 use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{DeviceData, Evaluator, Fit, Model, Pass, Trainer, extract};
+use dalcore::train::{Adversarial, DeviceData, Evaluator, Fit, Game, Kl, Model, Pass, Trainer, extract, sweep};
 
 use crate::common::{assert_close, cuda, scale};
 
@@ -228,6 +229,47 @@ pub fn variational() {
     // Noise good to 1e-6 and a few dozen roundings behind each gradient; six steps of at most 0.01 each, of which m / √v
     // passes on an error of m relative to ε = 1e-3 at worst.
     assert_close("weights", &eager, &host, |_| 6.0 * 0.01 * 5e-6 / 1e-3);
+}
+
+/// VAAL's game in small: two epochs of two steps, and what the discriminator then says. Eager and replayed the same bytes,
+/// and the CPU's numbers.
+pub fn adversarial() {
+    let spec = data::cifar::CIFAR10.clone();
+    let pixels = |n: usize| (0..(n * 3072) as u64).map(|e| Rng::new(8).u32(e) as u8).collect();
+    let split = |n: usize| Images { n, h: 32, w: 32, c: 3, pixels: pixels(n), labels: vec![0; n] };
+    let set = Dataset::new(&spec, split(9), split(1));
+    let mut recipe = Config::base(&spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
+    recipe.batch = 2;
+    let rules = Adversarial {
+        sizes: Sizes::Conv { side: 32, channels: 3, width: 2, code: 3 },
+        sigmoid: false,
+        deep: false,
+        kl: Kl::Sum,
+        adam: AdamRule { eps: 1e-3, ..AdamRule::default() },
+        batch: 2,
+    };
+    let (labelled, unlabelled): (Vec<_>, Vec<_>) = (0..9).map(PoolIdx).partition(|id| id.0 % 3 == 0);
+    let run = |device: &Device, graphs: bool| {
+        let data = DeviceData::new(device, &set).unwrap();
+        let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
+        let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 4, graphs, seed: 2, on_epoch, check };
+        let mut game = Game::new(rules, device, 2, 1).unwrap();
+        game.train(&trainer, 1, [&labelled, &unlabelled], 2).unwrap();
+        let view = trainer.plain_view().unwrap();
+        let pass = Pass { view: &view, batch: 4, graphs };
+        let ids: Vec<u32> = (0..9).collect();
+        let [said] = sweep(&data.train, &ids, pass, [1], |x, clock| Ok([game.verdict(x, clock)?])).unwrap();
+        let state = [&game.vae_params, &game.discriminator_params].map(|p| p.to_host().unwrap()).concat();
+        let state: Vec<f64> = state.into_iter().flat_map(|(_, v)| v).map(f64::from).collect();
+        (state, said.to_f64().unwrap())
+    };
+    let Some(s) = cuda(0) else { return };
+    let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
+    assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
+    // Noise good to 1e-6, behind eight normalisations over eight values at the narrowest; as above, a step of 5e-4 passes on
+    // an error of a gradient relative to ε = 1e-3.
+    assert_close("weights and statistics", &eager.0, &host.0, |_| 1e-4 * scale(&host.0));
+    assert_close("verdicts", &eager.1, &host.1, |_| 1e-3 * scale(&host.1));
 }
 
 /// Test counts and features of LeNet and of a narrow ResNet-18, over batches that do and do not divide the images:
