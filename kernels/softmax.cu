@@ -319,6 +319,35 @@ KERNEL entropy_f32(
     if (lane == 0) y[i] = top == top ? log1pf(sum) + spread / (1.0f + sum) : top;
 }
 
+// y[i] = -log(p1 - p2), the two largest of softmax(x[i]) = log1p(s) - log(1 - exp(d)), d = second - largest, s = sum of
+// exp(x[j] - largest) over the others; each logarithm in the form that does not cancel.
+//   y (n)   x (n, c), c > 0
+// Launch:  one warp per row, block 256.
+// Traffic: n*c + n floats; the row is read twice, from the cache the second time.
+// Repeats, limits: see the top.
+KERNEL margin_f32(
+    float* __restrict__ y,
+    const float* __restrict__ x,
+    int n,
+    int c
+) {
+    int i = warp_row(), lane = threadIdx.x % 32;
+    if (i >= n) return;                            // guard: a whole warp leaves together
+    x += (size_t)i * c;
+    int at = row_argmax(x, c, lane);
+    float top = x[at], sum = 0.0f, second = -INFINITY;
+    for (int j = lane; j < c; j += 32) {
+        if (j == at) continue;
+        float d = x[j] - top;
+        sum += expf(d);
+        second = fmaxf(second, d);
+    }
+    sum = warp_sum(sum);
+    second = warp_max(second);
+    float gap = second > -0.7f ? logf(-expm1f(second)) : log1pf(-expf(second));
+    if (lane == 0) y[i] = top == top ? log1pf(sum) - gap : top;
+}
+
 // losses[slot] = loss, the slot being word 3 of the clock; nothing when it is outside.
 //   losses (n)   loss (1)   words (8)
 // Launch: one thread does it.  Traffic: one float.  Repeats: bit-identical.  Limits: none.

@@ -286,6 +286,13 @@ fn adversarial_bim_on_a_network() {
     assert!(!repro.fallback && repro != s.config.adversarial_bim && repro.cap == 100 && repro.eps == 0.05);
 }
 
+/// METHODS 6.0, matrix E1: the full order by margin, K = 2: examples 4 and 3.
+#[test]
+fn margin_worked_example() {
+    let scores = dalcore::ops::margin(&e1()).unwrap();
+    assert_eq!(dalcore::ops::top_k(&scores, 6).unwrap().to_vec::<u32>().unwrap(), [4, 3, 1, 0, 5, 2]);
+}
+
 /// Confident rows keep their order where 1 − p_max would be exactly 0 for all of them.
 #[test]
 fn least_confidence_near_certainty() {

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald, vaal};
+use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald, probcover, vaal};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -48,6 +48,8 @@ pub struct Config {
     /// Settings of the method of this name.
     #[serde(rename = "power-bald")]
     pub power_bald: power_bald::Settings,
+    /// Settings of the method of this name.
+    pub probcover: probcover::Settings,
 }
 
 /// Keys under `model`.
@@ -214,6 +216,7 @@ impl Config {
             mean_std: bald::Passes::default(),
             var_ratio: bald::Passes::default(),
             power_bald: power_bald::Settings::default(),
+            probcover: probcover::Settings::default(),
         }
     }
 
@@ -293,6 +296,7 @@ impl Config {
         self.mean_std.check("mean-std")?;
         self.var_ratio.check("var-ratio")?;
         self.power_bald.check()?;
+        self.probcover.check()?;
         self.learning_loss.check()
     }
 }

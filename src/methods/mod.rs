@@ -9,8 +9,10 @@ mod entropy;
 pub mod gcn;
 pub mod learning_loss;
 mod least_confidence;
+mod margin;
 mod mean_std;
 pub mod power_bald;
+pub mod probcover;
 mod query;
 mod random;
 pub mod vaal;
@@ -211,6 +213,16 @@ pub static METHODS: &[Entry] = &[
         make: |_| Box::new(entropy::Entropy),
     },
     Entry {
+        id: "margin",
+        paper_name: "MarginSampling",
+        kind: Kind::Extra,
+        about: "the smallest difference between the two largest probabilities",
+        needs: "logits",
+        costs: "U·C, U·C",
+        remembers: "nothing",
+        make: |_| Box::new(margin::Margin),
+    },
+    Entry {
         id: "mean-std",
         paper_name: "MeanSTD",
         kind: Kind::Extra,
@@ -239,6 +251,16 @@ pub static METHODS: &[Entry] = &[
         costs: "T·U·(rest of the network), U",
         remembers: "nothing",
         make: |c| Box::new(power_bald::PowerBald(c.power_bald)),
+    },
+    Entry {
+        id: "probcover",
+        paper_name: "ProbCover",
+        kind: Kind::Extra,
+        about: "for few labels: the point whose ball covers most of what no labelled point's ball covers",
+        needs: "embeddings of the pool, logits",
+        costs: "N²·D, N·D",
+        remembers: "nothing",
+        make: |c| Box::new(probcover::ProbCover(c.probcover)),
     },
 ];
 

@@ -46,7 +46,7 @@ pub use rows::{gather_labels, gather_rows};
 pub use shape::{concat_cols, concat_rows, slice_cols, slice_rows};
 pub use softmax::{
     argmax_rows, count_correct, cross_entropy, cross_entropy_each, cross_entropy_soft, entropy, least_confidence,
-    log_softmax, softmax, write_loss,
+    log_softmax, margin, softmax, write_loss,
 };
 pub use topk::{argmax, top_k};
 

@@ -167,6 +167,27 @@ pub fn entropy(logits: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
+/// u_i = −log (p1 − p2) of each row, p1 ≥ p2 being the two largest of softmax(x): (N, C) → (N). As log1p(s) − log(1 − e^d)
+/// with d = x2 − x1 and s = Σ over the classes but the largest of e^(x − x1), both of one sign: full resolution near
+/// certainty and near a tie; +∞ at a tie, 0 for one class. Not differentiable.
+pub fn margin(logits: &Tensor) -> Result<Tensor> {
+    let op = "margin";
+    let (n, c) = some_classes(op, logits)?;
+    let mut y = logits.stale_like([n])?;
+    match logits.device() {
+        Device::Cpu => on_real!(op, logits, T => {
+            let rows = logits.host::<T>(op)?.chunks_exact(c);
+            y.host_mut::<T>(op)?.iter_mut().zip(rows).for_each(|(y, x)| *y = cpu::margin(x));
+            Ok(())
+        })?,
+        Device::Cuda(cuda) => {
+            let (l, y, x) = (Launch::warps(n, 256), y.buf_mut(op)?, logits.buf(op)?);
+            launch::margin_f32(cuda, l, y, x, n as i32, c as i32)?;
+        }
+    }
+    Ok(y)
+}
+
 /// losses[clock.slot] = loss, without waiting for the device. A slot beyond the buffer is an error on the CPU and
 /// ignored on a device.
 pub fn write_loss(losses: &mut Buf<f32>, loss: &Tensor, clock: &Clock) -> Result<()> {
@@ -385,6 +406,24 @@ mod cpu {
         T::of(others.map(|(_, v)| (v.f64() - top).exp()).sum::<f64>().ln_1p())
     }
 
+    /// log1p(s) − log(1 − e^d), d being the second largest minus the largest.
+    pub fn margin<T: Real>(x: &[T]) -> T {
+        let at = argmax(x);
+        let top = x[at].f64();
+        if top.is_nan() {
+            return x[at];
+        }
+        let (mut sum, mut second) = (0.0, f64::NEG_INFINITY);
+        for (_, v) in x.iter().enumerate().filter(|(j, _)| *j != at) {
+            let d = v.f64() - top;
+            sum += d.exp();
+            second = second.max(d);
+        }
+        // Each form where it does not cancel.
+        let gap = if second > -0.7 { (-second.exp_m1()).ln() } else { (-second.exp()).ln_1p() };
+        T::of(sum.ln_1p() - gap)
+    }
+
     /// log1p(s) + Σ over the others of −d e^d / (1 + s), d = x − max, s = Σ e^d; a term of e^d = 0 is 0.
     pub fn entropy<T: Real>(x: &[T]) -> T {
         let at = argmax(x);
@@ -505,6 +544,26 @@ mod tests {
         let odd = odd.to_vec::<f32>().unwrap();
         assert!(odd[0] == 0.0 && odd[1].is_nan() && odd[3].is_nan(), "{odd:?}");
         assert_eq!(entropy(&tensor(&[1, 1], &[5.0])).unwrap().to_vec::<f32>().unwrap(), [0.0]);
+    }
+
+    #[test]
+    fn margin_is_that_of_the_probabilities_and_does_not_saturate() {
+        // METHODS 6.0, E1.
+        let p = [[0.5f32, 0.3, 0.2], [0.4, 0.35, 0.25], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33], [0.55, 0.225, 0.225]];
+        let logits: Vec<f32> = p.as_flattened().iter().map(|p| p.ln() + 3.0).collect();
+        let m = margin(&tensor(&[5, 3], &logits)).unwrap().to_vec::<f32>().unwrap();
+        for (m, want) in m.iter().zip([0.2f32, 0.05, 0.85, 0.01, 0.325]) {
+            assert!(((-m).exp() - want).abs() < 1e-6, "{m} {want}");
+        }
+        // Sure rows to first order 2 e^-d, near ties - log (d / 2), a tie infinitely uncertain.
+        let x = tensor(&[6, 2], &[30.0, 0.0, 0.0, 60.0, 1e-6, 0.0, 0.0, 1e-12, 7.0, 7.0, f32::NAN, 0.0]);
+        let m = margin(&x).unwrap().to_vec::<f32>().unwrap();
+        let want = [2.0 * (-30.0f64).exp(), 2.0 * (-60.0f64).exp(), -(0.5e-6f64).ln(), -(0.5e-12f64).ln()];
+        for (m, want) in m.iter().zip(want) {
+            assert!((f64::from(*m) / want - 1.0).abs() < 1e-5, "{m} {want}");
+        }
+        assert!(m[4] == f32::INFINITY && m[5].is_nan());
+        assert_eq!(margin(&tensor(&[1, 1], &[5.0])).unwrap().to_vec::<f32>().unwrap(), [0.0]);
     }
 
     #[test]

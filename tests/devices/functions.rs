@@ -85,7 +85,7 @@ fn pooling(devices: &[Device; 2]) {
     }
 }
 
-/// Arg-max, maxima, least confidence, entropy, counting of correct rows, writing a loss.
+/// Arg-max, maxima, least confidence, entropy, margin, counting of correct rows, writing a loss.
 fn scores(devices: &[Device; 2]) {
     for (n, c) in [(1, 1), (7, 10), (33, 31), (5, 200)] {
         let mut x = noise(n * c, 1);
@@ -108,7 +108,7 @@ fn scores(devices: &[Device; 2]) {
                 count.to_host().unwrap(),
                 ops::max_cols(&t).unwrap().to_vec::<f32>().unwrap(),
                 ops::least_confidence(&t).unwrap().to_f64().unwrap(),
-                ops::entropy(&t).unwrap().to_f64().unwrap(),
+                [ops::entropy(&t), ops::margin(&t)].map(|s| s.unwrap().to_f64().unwrap()),
                 f64s(&losses.to_host().unwrap()),
             )
         };
@@ -117,7 +117,9 @@ fn scores(devices: &[Device; 2]) {
         // exp and log are good to a few units in the last place, over sums of c terms.
         let tolerance = (c as f64 + 8.0) * 2f64.powi(-22);
         assert_close("least confidence", &got.3, &want.3, |w| tolerance * w.abs().max(1.0));
-        assert_close("entropy", &got.4, &want.4, |w| tolerance * w.abs().max(1.0));
+        for (what, i) in [("entropy", 0), ("margin", 1)] {
+            assert_close(what, &got.4[i], &want.4[i], |w| tolerance * w.abs().max(1.0));
+        }
         assert_close("losses", &got.5, &want.5, |w| tolerance * w.abs().max(1.0));
         assert!(got.5[0] == 0.0 && got.5[1] > 0.0 || c == 1);
     }

@@ -3,7 +3,7 @@
 use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
-use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients};
+use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients, max_cover, purity_radius};
 use dalcore::tensor::Tensor;
 
 use crate::common::{assert_close, cuda, cuda_with};
@@ -22,6 +22,7 @@ pub fn all() {
         distances(&s.device);
         centres(&s.device);
         seeds(&s.device);
+        cover(&s.device);
     }
     drop(cuda_with(0, None));
 }
@@ -121,5 +122,19 @@ fn seeds(d: &Device) {
             label_gradients(&logits).unwrap().to_f64().unwrap()
         };
         assert_close("label gradients", &run(d), &run(&Device::Cpu), |w| 1e-6 * w.abs() + 1e-9);
+    }
+}
+
+/// Balls on a small grid: every distance is exact.
+fn cover(d: &Device) {
+    for (n, w, l, k) in [(40, 2, 1, 39), (200, 3, 20, 30), (70, 5, 0, 10)] {
+        let x = whole(n * w, 5, w as u32);
+        let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| (*i as usize) < l);
+        let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
+        let run = |d: &Device| {
+            let x = Tensor::new(d, [n, w], &x).unwrap();
+            (max_cover(&x, &labelled, &rest, k, 1.5).unwrap(), purity_radius(&x, &labels, 3, 0.6).unwrap())
+        };
+        assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}");
     }
 }
