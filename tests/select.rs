@@ -371,6 +371,11 @@ fn memory_is_bounded_or_the_amount_is_said() {
         2,
         &["--mem", "compressed", "6250.1 KiB", "numpy.savez"],
     );
+    // The amount that is named is enough.
+    let o = d.run("-m coreset --embeddings e.npy -k 10 --mem 8MiB");
+    let err = String::from_utf8_lossy(&o.stderr).into_owned();
+    let amount = err.split("give --mem ").nth(1).unwrap().split(' ').next().unwrap();
+    d.ok(&format!("-m coreset --embeddings e.npy -k 10 --mem {amount}"));
     // Smaller blocks, same picks.
     let whole = d.ok("-m entropy --logits e.npy --embeddings e.npy -k 10");
     assert_eq!(d.ok("-m entropy --logits e.npy --embeddings e.npy -k 10 --mem 5MiB"), whole);
@@ -431,4 +436,31 @@ fn the_report_is_one_page_with_everything_in_it() {
     // Pools without any extent can be drawn too.
     d.write("same.npy", matrix(&[&[1.0f32][..]; 5]));
     d.ok("-m random --embeddings same.npy -k 5 --report r.html");
+}
+
+/// METHODS 6.6: the first is row 1, then 0 or 2 by the draw; both are drawn by some seed.
+#[test]
+fn worked_example_of_badge() {
+    let d = Dir::new("badge");
+    d.write("h.npy", matrix(&[&[1.0, 2.0], &[3.0, 0.0], &[0.0, 1.0], &[9.0, 9.0]]));
+    let p: [&[f32]; 4] =
+        [&[0.7, 0.2, 0.1], &[0.1, 0.6, 0.3], &[0.333_333_3, 0.333_333_3, 0.333_333_4], &[0.5, 0.5, 0.0]];
+    let logits: Vec<Vec<f32>> = p.iter().map(|r| r.iter().map(|p| p.max(1e-30).ln()).collect()).collect();
+    d.write("p.npy", matrix(&p)).write("ids.txt", "3");
+    d.write("l.npy", matrix(&logits.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+    let mut seconds = std::collections::BTreeSet::new();
+    for seed in 0..12 {
+        let base = format!("-m badge --embeddings h.npy --labeled ids.txt -k 3 --seed {seed}");
+        let ids = column(&d.ok(&format!("{base} --probs p.npy")), 1);
+        assert_eq!(ids[0], "1");
+        seconds.insert(ids[1].clone());
+        assert_eq!(column(&d.ok(&format!("{base} --logits l.npy")), 1), ids);
+    }
+    assert_eq!(seconds.into_iter().collect::<Vec<_>>(), ["0", "2"]);
+    d.refused("-m badge --embeddings h.npy -k 1", 2, &["badge needs --probs or --logits"]);
+    d.refused(
+        "-m badge --embeddings h.npy --probs p.npy -k 1 --mem 100KiB",
+        2,
+        &["badge on these 4 rows needs", "gradients"],
+    );
 }

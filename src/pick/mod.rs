@@ -165,7 +165,11 @@ impl Inputs {
 
     /// Rows of so many numbers that are read at a time: a share of the bound, at most 8 MiB.
     pub(crate) fn block(&self, width: usize) -> usize {
-        ((self.memory / 32).min(8 << 20) as usize / (4 * width.max(1))).clamp(1, self.n.max(1))
+        self.block_within(self.memory, width)
+    }
+
+    fn block_within(&self, memory: u64, width: usize) -> usize {
+        ((memory / 32).min(8 << 20) as usize / (4 * width.max(1))).clamp(1, self.n.max(1))
     }
 
     fn sizes(&self, labelled: usize, k: usize) -> Sizes {
@@ -183,23 +187,29 @@ impl Inputs {
     }
 
     /// Bytes of decompressed arrays, row numbers, scores, and of the blocks in flight: read, converted, worked on.
-    fn base(&self) -> u64 {
+    fn base(&self, memory: u64) -> u64 {
         let sources = [self.embeddings.as_ref(), self.predictions.as_ref().map(|p| &p.1), self.passes.as_ref()];
         let blocks = sources.into_iter().flatten().map(|s| {
             let width = s.shape().last().map_or(1, |w| *w) * if s.shape().len() == 3 { s.shape()[0] } else { 1 };
-            s.held() + 3 * 4 * (self.block(width) * width) as u64 + (1 << 20)
+            s.held() + 3 * 4 * (self.block_within(memory, width) * width) as u64 + (1 << 20)
         });
         blocks.sum::<u64>() + 24 * self.n as u64
     }
 
     /// An error when what `what` needs, beside what is held anyway, is more than the bound.
     pub(crate) fn fits(&self, what: &str, needs: &[(&'static str, u64)]) -> Result<()> {
-        let mut all = needs.to_vec();
-        all.push(("rows in flight", self.base()));
-        let total = all.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let own = needs.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let total = own.saturating_add(self.base(self.memory));
         if total <= self.memory {
             return Ok(());
         }
+        // A larger bound reads larger blocks: up to the amount at which all fits.
+        let mut enough = total;
+        while own.saturating_add(self.base(enough)) > enough {
+            enough = own.saturating_add(self.base(enough));
+        }
+        let mut all = needs.to_vec();
+        all.push(("rows in flight", self.base(self.memory)));
         let parts: Vec<String> =
             all.iter().map(|(name, bytes)| format!("{name} {}", human_bytes(*bytes as usize))).collect();
         Err(Error::Config {
@@ -210,7 +220,7 @@ impl Inputs {
                 human_bytes(total as usize),
                 parts.join(", "),
                 human_bytes(self.memory as usize),
-                total.div_ceil(1 << 20)
+                enough.div_ceil(1 << 20)
             ),
         })
     }
@@ -262,23 +272,52 @@ impl Query<'_> {
         Ok(x)
     }
 
-    /// Runs `each(form, rows (n, C), C)` over the predictions, block by block, and keeps the number that it gives for
-    /// every candidate. Probabilities have been checked.
-    pub fn scores(&self, mut each: impl FnMut(Form, &[f32], usize) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    /// Runs `each(form, rows (n, C), C)` over the predictions, block by block, and keeps the `width` numbers per row that
+    /// it gives of every candidate: (U, width). Probabilities have been checked.
+    pub fn predictions(
+        &self,
+        width: usize,
+        mut each: impl FnMut(Form, &[f32], usize) -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
         let (form, source) = self.inputs.predictions.as_ref().ok_or_else(|| missing(Input::Predictions))?;
         let [n, c] = source.sizes("N, C")?;
         let block = self.inputs.block(c);
         let mut values = vec![0.0f32; block * c];
-        let mut scores = Vec::with_capacity(self.candidates.len());
+        let mut kept = Vec::with_capacity(self.candidates.len() * width);
         for first in (0..n).step_by(block) {
             let values = &mut values[..block.min(n - first) * c];
             source.floats(first * c, values)?;
             if *form == Form::Probabilities {
                 check_sums(source, values, c, |row| format!("row {}", first + row))?;
             }
-            self.keep(&mut scores, first, &each(*form, values, c)?);
+            self.keep(&mut kept, first, width, &each(*form, values, c)?);
         }
-        Ok(scores)
+        Ok(kept)
+    }
+
+    /// The embeddings of the candidates (U, D), on the device.
+    pub fn features(&self) -> Result<Tensor> {
+        let source = self.inputs.embeddings.as_ref().ok_or_else(|| missing(Input::Embeddings))?;
+        let [_, d] = source.sizes("N, D")?;
+        let mut x = Tensor::stale(self.device, [self.candidates.len(), d], Dtype::F32)?;
+        match self.device {
+            Device::Cpu => source.rows(self.candidates, d, x.host_mut("features")?)?,
+            Device::Cuda(_) => {
+                let block = self.inputs.block(d);
+                let mut values = vec![0.0f32; block * d];
+                for (at, ids) in self.candidates.chunks(block).enumerate() {
+                    let values = &mut values[..ids.len() * d];
+                    source.rows(ids, d, values)?;
+                    x.buf::<f32>("features")?.window(at * block * d, values.len())?.write(self.device, values)?;
+                }
+            }
+        }
+        Ok(x)
+    }
+
+    /// C of the predictions; 0 without any.
+    pub fn classes(&self) -> usize {
+        self.inputs.predictions.as_ref().and_then(|p| p.1.shape().last().copied()).unwrap_or(0)
     }
 
     /// What the predictions are.
@@ -302,15 +341,16 @@ impl Query<'_> {
                 check_sums(source, values, c, |row| format!("row {} of pass {pass}", first + row))?;
                 sums.add(&Tensor::new(self.device, [rows, c], values)?)?;
             }
-            self.keep(&mut scores, first, &sums.scores()?.to_vec()?);
+            self.keep(&mut scores, first, 1, &sums.scores()?.to_vec()?);
         }
         Ok(scores)
     }
 
-    /// Of the numbers of rows `first` and on, those of candidates.
-    fn keep(&self, scores: &mut Vec<f32>, first: usize, of_rows: &[f32]) {
-        let candidates = self.candidates.get(scores.len()..).unwrap_or_default().iter();
-        scores.extend(candidates.map_while(|id| of_rows.get(*id as usize - first)));
+    /// Of the numbers of rows `first` and on, `width` each, those of candidates.
+    fn keep(&self, kept: &mut Vec<f32>, first: usize, width: usize, of_rows: &[f32]) {
+        let candidates = self.candidates.get(kept.len() / width..).unwrap_or_default().iter();
+        let rows = candidates.map_while(|id| of_rows.get((*id as usize - first) * width..)?.get(..width));
+        rows.for_each(|row| kept.extend_from_slice(row));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Form, Input, Picked, Query, Sizes};
 use crate::device::Device;
 use crate::ops::McRule;
-use crate::select::kcenter;
+use crate::select::{Points, kcenter, kmeans_pp, label_gradients};
 use crate::tensor::Tensor;
 use crate::{Error, Result, methods, ops};
 
@@ -31,6 +31,7 @@ pub static RULES: &[Rule] = &[
         memory: |_| Vec::new(),
         run: |q, k| top(q, q.passes(McRule::Bald)?, k),
     },
+    Rule { id: "badge", wants: &[Input::Embeddings, Input::Predictions], score: "", memory: badge_memory, run: badge },
     Rule {
         id: "coreset",
         wants: &[Input::Embeddings],
@@ -133,7 +134,7 @@ fn predicted(
     of_row: impl Fn(&[f32]) -> f32,
     of_logits: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Vec<f32>> {
-    q.scores(|form, values, c| match form {
+    q.predictions(1, |form, values, c| match form {
         Form::Probabilities => Ok(values.chunks_exact(c).map(&of_row).collect()),
         Form::Logits => of_logits(&Tensor::new(q.device, [values.len() / c, c], values)?)?.to_vec(),
     })
@@ -160,6 +161,29 @@ fn entropy(q: &Query, k: usize) -> Result<Picked> {
         (0.0 - terms.sum::<f64>()) as f32 // not −0 of a certain row
     };
     top(q, predicted(q, of_row, ops::entropy)?, k)
+}
+
+/// Features; gradients, as they are read, on the device and turned; norms and weights.
+fn badge_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    let u = s.n - s.l + 128;
+    vec![("features", 4 * u * s.d), ("gradients", 12 * u * s.c), ("weights", 40 * u)]
+}
+
+fn badge(q: &Query, k: usize) -> Result<Picked> {
+    let delta = q.predictions(q.classes(), |form, values, c| match form {
+        Form::Logits => label_gradients(&Tensor::new(q.device, [values.len() / c, c], values)?)?.to_vec(),
+        Form::Probabilities => Ok(values.chunks_exact(c).flat_map(gradient).collect()),
+    })?;
+    let delta = Tensor::new(q.device, [q.candidates.len(), q.classes()], &delta)?;
+    let rows = kmeans_pp(Points::Gradients { delta: &delta, h: &q.features()? }, k, q.rng)?;
+    Ok(Picked { ids: rows.into_iter().map(|r| q.candidates[r as usize]).collect(), ..Picked::default() })
+}
+
+/// e_ŷ − p of a row of probabilities, ŷ the lowest of the largest, its entry summed from the other classes.
+fn gradient(p: &[f32]) -> Vec<f32> {
+    let top = p.iter().enumerate().fold(0, |best, (i, v)| if *v > p[best] { i } else { best });
+    let others = p.iter().enumerate().filter(|(i, _)| *i != top).map(|(_, v)| f64::from(*v)).sum::<f64>();
+    p.iter().enumerate().map(|(i, v)| if i == top { others as f32 } else { -v }).collect()
 }
 
 /// The draw of the method with its default power.
