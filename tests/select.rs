@@ -413,7 +413,7 @@ fn worked_example_of_stochastic_passes() {
     d.write("bad.npy", npy("'<f4'", "False", "(2, 4, 2)", &f32s(&bad)));
     d.refused("-m bald --mc-probs bad.npy -k 1", 1, &["row 2 of pass 1 holds a NaN"]);
     d.refused("-m bald --probs s.npy -k 1", 1, &["(2, 4, 2)", "wanted (N, C)"]);
-    d.refused("-m learning-loss --mc-probs s.npy -k 1", 2, &["needs a model in training", "random, bald, coreset"]);
+    d.refused("-m learning-loss --mc-probs s.npy -k 1", 2, &["needs a model in training", "random, bald, badge, coreset"]);
 }
 
 #[test]
@@ -463,4 +463,20 @@ fn worked_example_of_badge() {
         2,
         &["badge on these 4 rows needs", "gradients"],
     );
+}
+
+/// A file that another program shortens while it is read is an ordinary error.
+#[test]
+fn a_file_that_shrinks_is_an_error() {
+    let d = Dir::new("shrinks");
+    d.write("e.npy", matrix(&POINTS));
+    let source = dalcore::arrays::Source::open(d.path("e.npy").to_str().unwrap(), 0).unwrap();
+    let mut row = [0.0; 2];
+    source.floats(10, &mut row).unwrap();
+    assert_eq!(row, [5.0, 1.0]);
+    let file = std::fs::OpenOptions::new().write(true).open(d.path("e.npy")).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    let e = source.floats(10, &mut row).unwrap_err().to_string();
+    assert!(e.contains("e.npy: became shorter while it was read"), "{e}");
+    source.floats(8, &mut row).unwrap();
 }
