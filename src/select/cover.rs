@@ -142,7 +142,7 @@ impl Balls<'_> {
             let centres = rows(self.x, ids)?;
             for from in (0..n).step_by(height) {
                 let to = (from + height).min(n);
-                let d2 = pairwise_sq(&slice_rows(self.x, from, to)?, &centres)?;
+                let d2 = pairwise_sq(&slice_rows(self.x, from, to - from)?, &centres)?;
                 count_within(&mut self.counts, from, &d2, self.limit, add)?;
             }
         }
