@@ -179,14 +179,16 @@ fn worked_examples_of_uncertainty() {
     d.write("p.npy", matrix(&E1));
     let logits: Vec<Vec<f32>> = E1.iter().map(|r| r.iter().map(|p| p.ln() + 3.0).collect()).collect();
     d.write("l.npy", matrix(&logits.iter().map(Vec::as_slice).collect::<Vec<_>>()));
-    for (method, order) in
-        [("least-confidence", ["3", "1", "4", "0", "5", "2"]), ("entropy", ["3", "1", "0", "5", "4", "2"])]
-    {
+    for (method, order, best) in [
+        ("least-confidence", ["3", "1", "4", "0", "5", "2"], 0.66),
+        ("margin", ["4", "3", "1", "0", "5", "2"], 0.0),
+        ("entropy", ["3", "1", "0", "5", "4", "2"], 1.098513),
+    ] {
         for given in ["--probs p.npy", "--logits l.npy"] {
             let csv = d.ok(&format!("-m {method} {given} -k 6"));
             assert_eq!(column(&csv, 1), order, "{method} {given}");
             let score: f32 = column(&csv, 3)[0].parse().unwrap();
-            assert!((score - if method == "entropy" { 1.098513 } else { 0.66 }).abs() < 1e-5, "{csv}");
+            assert!((score - best).abs() < 1e-5, "{csv}");
         }
     }
     d.write("ids.txt", "1, 3");
@@ -413,7 +415,11 @@ fn worked_example_of_stochastic_passes() {
     d.write("bad.npy", npy("'<f4'", "False", "(2, 4, 2)", &f32s(&bad)));
     d.refused("-m bald --mc-probs bad.npy -k 1", 1, &["row 2 of pass 1 holds a NaN"]);
     d.refused("-m bald --probs s.npy -k 1", 1, &["(2, 4, 2)", "wanted (N, C)"]);
-    d.refused("-m learning-loss --mc-probs s.npy -k 1", 2, &["needs a model in training", "random, bald, badge, coreset"]);
+    d.refused(
+        "-m learning-loss --mc-probs s.npy -k 1",
+        2,
+        &["needs a model in training", "random, bald, badge, coreset"],
+    );
 }
 
 #[test]
@@ -479,4 +485,17 @@ fn a_file_that_shrinks_is_an_error() {
     let e = source.floats(10, &mut row).unwrap_err().to_string();
     assert!(e.contains("e.npy: became shorter while it was read"), "{e}");
     source.floats(8, &mut row).unwrap();
+}
+
+/// Two directions, three rows and two; the predictions tell them apart, so every ball is pure below their distance.
+#[test]
+fn probcover_takes_the_larger_group_first() {
+    let d = Dir::new("probcover");
+    d.write("e.npy", matrix(&[&[1.0, 0.0], &[0.0, 1.0], &[2.0, 0.0], &[0.0, 3.0], &[4.0, 0.0]]));
+    d.write("p.npy", matrix(&[&[0.9, 0.1], &[0.2, 0.8], &[0.9, 0.1], &[0.2, 0.8], &[0.9, 0.1]]));
+    let csv = d.ok("-m probcover --embeddings e.npy --probs p.npy -k 2");
+    assert_eq!((column(&csv, 1), column(&csv, 3)), (vec!["0".into(), "1".into()], vec!["3".into(), "2".into()]));
+    d.write("ids.txt", "4");
+    let csv = d.ok("-m probcover --embeddings e.npy --probs p.npy --labeled ids.txt -k 1");
+    assert_eq!(column(&csv, 1), ["1"]);
 }

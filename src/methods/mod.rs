@@ -19,6 +19,7 @@ pub mod vaal;
 mod var_ratio;
 
 pub(crate) use power_bald::{Settings as PowerBaldSettings, noisy};
+pub(crate) use probcover::Settings as ProbCoverSettings;
 pub use query::Query;
 
 use crate::bench::config::Config;

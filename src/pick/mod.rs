@@ -272,26 +272,34 @@ impl Query<'_> {
         Ok(x)
     }
 
-    /// Runs `each(form, rows (n, C), C)` over the predictions, block by block, and keeps the `width` numbers per row that
-    /// it gives of every candidate: (U, width). Probabilities have been checked.
-    pub fn predictions(
-        &self,
-        width: usize,
-        mut each: impl FnMut(Form, &[f32], usize) -> Result<Vec<f32>>,
-    ) -> Result<Vec<f32>> {
+    /// Runs `each(first row, form, rows (n, C), C)` over the predictions, block by block. Probabilities have been checked.
+    pub fn blocks(&self, mut each: impl FnMut(usize, Form, &[f32], usize) -> Result<()>) -> Result<()> {
         let (form, source) = self.inputs.predictions.as_ref().ok_or_else(|| missing(Input::Predictions))?;
         let [n, c] = source.sizes("N, C")?;
         let block = self.inputs.block(c);
         let mut values = vec![0.0f32; block * c];
-        let mut kept = Vec::with_capacity(self.candidates.len() * width);
         for first in (0..n).step_by(block) {
             let values = &mut values[..block.min(n - first) * c];
             source.floats(first * c, values)?;
             if *form == Form::Probabilities {
                 check_sums(source, values, c, |row| format!("row {}", first + row))?;
             }
-            self.keep(&mut kept, first, width, &each(*form, values, c)?);
+            each(first, *form, values, c)?;
         }
+        Ok(())
+    }
+
+    /// The `width` numbers per row that `each(form, rows (n, C), C)` gives, of every candidate: (U, width).
+    pub fn predictions(
+        &self,
+        width: usize,
+        mut each: impl FnMut(Form, &[f32], usize) -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        let mut kept = Vec::with_capacity(self.candidates.len() * width);
+        self.blocks(|first, form, values, c| {
+            self.keep(&mut kept, first, width, &each(form, values, c)?);
+            Ok(())
+        })?;
         Ok(kept)
     }
 

@@ -3,7 +3,7 @@
 use super::{Form, Input, Picked, Query, Sizes};
 use crate::device::Device;
 use crate::ops::McRule;
-use crate::select::{Points, kcenter, kmeans_pp, label_gradients};
+use crate::select::{Points, kcenter, kmeans_pp, label_gradients, max_cover, purity_radius};
 use crate::tensor::Tensor;
 use crate::{Error, Result, methods, ops};
 
@@ -54,6 +54,13 @@ pub static RULES: &[Rule] = &[
         run: entropy,
     },
     Rule {
+        id: "margin",
+        wants: &[Input::Predictions],
+        score: "largest − second largest probability",
+        memory: |_| Vec::new(),
+        run: margin,
+    },
+    Rule {
         id: "mean-std",
         wants: &[Input::Passes],
         score: "mean over the classes of the standard deviation over the passes",
@@ -73,6 +80,13 @@ pub static RULES: &[Rule] = &[
         score: "mutual information in nats, by which is drawn",
         memory: |_| Vec::new(),
         run: power_bald,
+    },
+    Rule {
+        id: "probcover",
+        wants: &[Input::Embeddings, Input::Predictions],
+        score: "rows covered that were not covered before",
+        memory: probcover_memory,
+        run: probcover,
     },
 ];
 
@@ -155,6 +169,24 @@ fn least_confidence(q: &Query, k: usize) -> Result<Picked> {
     Ok(picked)
 }
 
+fn margin(q: &Query, k: usize) -> Result<Picked> {
+    let of_row = |p: &[f32]| {
+        let [first, second] = p.iter().fold([f32::NEG_INFINITY; 2], |[a, b], v| match *v {
+            v if v > a => [v, a],
+            v => [a, b.max(v)],
+        });
+        second - first
+    };
+    // Ranked by −(p1 − p2) or by −ln (p1 − p2); both are shown as p1 − p2.
+    let shown: fn(f32) -> f32 = match q.form() {
+        Some(Form::Logits) => |s| (-s).exp(),
+        _ => |s| 0.0 - s,
+    };
+    let mut picked = top(q, predicted(q, of_row, ops::margin)?, k)?;
+    picked.scores.iter_mut().chain(&mut picked.candidates).for_each(|s| *s = shown(*s));
+    Ok(picked)
+}
+
 fn entropy(q: &Query, k: usize) -> Result<Picked> {
     let of_row = |p: &[f32]| {
         let terms = p.iter().filter(|v| **v > 0.0).map(|v| f64::from(*v) * f64::from(*v).ln());
@@ -184,6 +216,26 @@ fn gradient(p: &[f32]) -> Vec<f32> {
     let top = p.iter().enumerate().fold(0, |best, (i, v)| if *v > p[best] { i } else { best });
     let others = p.iter().enumerate().filter(|(i, _)| *i != top).map(|(_, v)| f64::from(*v)).sum::<f64>();
     p.iter().enumerate().map(|(i, v)| if i == top { others as f32 } else { -v }).collect()
+}
+
+/// Embeddings, as they are and normalised; tiles of distances and of the rows they are between; classes and gains.
+fn probcover_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    vec![("embeddings", 8 * s.n * s.d), ("tiles", (64 << 20) + 4 * 9216 * s.d), ("classes", 32 * s.n)]
+}
+
+/// With the default settings of the method, under the classes that the predictions name, also of labelled rows: their
+/// labels are not known here.
+fn probcover(q: &Query, k: usize) -> Result<Picked> {
+    let mut classes = Vec::new();
+    q.blocks(|_, _, values, c| {
+        let top = |p: &[f32]| p.iter().enumerate().fold(0, |best, (i, v)| if *v > p[best] { i } else { best });
+        classes.extend(values.chunks_exact(c).map(|p| top(p) as u32));
+        Ok(())
+    })?;
+    let x = ops::normalize_rows(&q.embeddings()?)?;
+    let radius = purity_radius(&x, &classes, q.classes(), methods::ProbCoverSettings::default().purity)?;
+    let cover = max_cover(&x, q.labelled, q.candidates, k, radius)?;
+    Ok(Picked { ids: cover.ids, scores: cover.gain.iter().map(|g| *g as f32).collect(), candidates: Vec::new() })
 }
 
 /// The draw of the method with its default power.
