@@ -1,4 +1,4 @@
-"""LeNet and ResNet-18 in dalcore and in PyTorch on this machine, interleaved, medians and ratios. k-center: see kcenter.py.
+"""LeNet and ResNet-18 in dalcore and in PyTorch on this machine, interleaved, medians and ratios. Selection: see selection.py.
 
     pip install torch      (into a virtual environment)
     python benches/peer.py [--rounds 5] [--threads 2] [--only lenet,w16,w64] [--cuda]

@@ -1,39 +1,60 @@
-//! Selection at pool size. `cargo bench --bench select` times with criterion; `benches/kcenter.py` runs the built
-//! program with `--once CASE` for one timed run next to its peers, on data written once with `--write CASE FILE`.
+//! Selection at pool size. `cargo bench --bench select` times with criterion; `benches/selection.py` runs the built
+//! program with `--once CASE` for one timed run next to its peers, on data written once with `--write CASE FOLDER`.
 
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use dalcore::device::Device;
-use dalcore::ops::{nearest_update, top_k};
+use dalcore::ops::{gather_rows, nearest_update, top_k};
 use dalcore::rng::{Purpose, Rng};
-use dalcore::select::kcenter;
+use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients, lloyd};
 use dalcore::tensor::Tensor;
 
-/// A pool of embeddings: rows, width, labelled rows, picks, clusters.
+/// What is timed.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// With this many labelled rows.
+    KCenter { labelled: usize },
+    /// With this many classes.
+    Badge { classes: usize },
+    /// Iterations of Lloyd from the first rows.
+    KMeans { iterations: u32 },
+}
+
+/// A pool of embeddings: rows, width, picks or centres, clusters.
 struct Case {
     name: &'static str,
+    rule: Rule,
     n: usize,
     d: usize,
-    labelled: usize,
     k: usize,
     clusters: u32,
 }
 
+const fn case(name: &'static str, rule: Rule, n: usize, d: usize, k: usize, clusters: u32) -> Case {
+    Case { name, rule, n, d, k, clusters }
+}
+
 const CASES: &[Case] = &[
-    Case { name: "mnist", n: 60_000, d: 50, labelled: 1_200, k: 1_200, clusters: 10 },
-    Case { name: "cifar", n: 50_000, d: 128, labelled: 5_000, k: 2_500, clusters: 50 },
-    Case { name: "wide", n: 50_000, d: 512, labelled: 5_000, k: 2_500, clusters: 50 },
+    case("kcenter-mnist", Rule::KCenter { labelled: 1_200 }, 60_000, 50, 1_200, 10),
+    case("kcenter-128", Rule::KCenter { labelled: 5_000 }, 50_000, 128, 2_500, 50),
+    case("kcenter-512", Rule::KCenter { labelled: 5_000 }, 50_000, 512, 2_500, 50),
+    case("kcenter-million", Rule::KCenter { labelled: 5_000 }, 1_000_000, 128, 1_000, 50),
+    case("badge", Rule::Badge { classes: 10 }, 45_000, 128, 2_500, 50),
+    case("badge-tiny", Rule::Badge { classes: 200 }, 90_000, 512, 5_000, 200),
+    case("kmeans", Rule::KMeans { iterations: 10 }, 45_000, 128, 2_500, 50),
 ];
+
+/// A standard normal number.
+fn normal(r: Rng, e: u64) -> f32 {
+    let u = |e| f64::from(r.u32(e)).mul_add(1.0, 0.5) / 4294967296.0;
+    ((-2.0 * u(2 * e).ln()).sqrt() * (std::f64::consts::TAU * u(2 * e + 1)).cos()) as f32
+}
 
 impl Case {
     /// A Gaussian mixture behind a ReLU, as embeddings are: half of the values are zero.
     fn points(&self) -> Tensor {
         let r = Rng::new(1).at(Purpose::Select, 0, 0);
-        let normal = |r: Rng, e: u64| {
-            let u = |e| f64::from(r.u32(e)).mul_add(1.0, 0.5) / 4294967296.0;
-            ((-2.0 * u(2 * e).ln()).sqrt() * (std::f64::consts::TAU * u(2 * e + 1)).cos()) as f32
-        };
         let means: Vec<f32> = (0..u64::from(self.clusters) * self.d as u64).map(|e| normal(r.lane(1), e)).collect();
         let mut x = Vec::with_capacity(self.n * self.d);
         for i in 0..self.n {
@@ -47,12 +68,19 @@ impl Case {
         Tensor::new(&Device::Cpu, [self.n, self.d], &x).unwrap()
     }
 
-    fn labelled(&self) -> Vec<u32> {
-        (0..self.labelled as u32).collect()
-    }
-
-    fn candidates(&self) -> Vec<u32> {
-        (self.labelled as u32..self.n as u32).collect()
+    /// δ of logits that prefer the class of a row's cluster, some much and some hardly.
+    fn gradients(&self, classes: usize) -> Tensor {
+        let r = Rng::new(1).at(Purpose::Select, 0, 0);
+        let mut logits = Vec::with_capacity(self.n * classes);
+        for i in 0..self.n {
+            let class = (r.lane(2).u32(i as u64) % self.clusters) as usize % classes;
+            let sure = 8.0 * r.lane(4).uniform(i as u64);
+            for c in 0..classes {
+                let noise = normal(r.lane(5), (i * classes + c) as u64);
+                logits.push(noise + if c == class { sure } else { 0.0 });
+            }
+        }
+        label_gradients(&Tensor::new(&Device::Cpu, [self.n, classes], &logits).unwrap()).unwrap()
     }
 }
 
@@ -67,21 +95,56 @@ fn write_npy(path: &str, x: &Tensor) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Prints seconds and a fingerprint of the picks (their sum, and the last radius) of three runs.
+/// The largest resident size of this process so far, in KiB; 0 where the system does not say.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Prints seconds, a fingerprint of the result and the peak of memory in KiB.
 fn once(case: &Case) {
-    let (x, labelled, rest) = (case.points(), case.labelled(), case.candidates());
-    for _ in 0..3 {
-        let start = Instant::now();
-        let p = kcenter(&x, &labelled, &rest, case.k).unwrap();
-        let seconds = start.elapsed().as_secs_f64();
-        let sum: u64 = p.ids.iter().map(|i| u64::from(*i)).sum();
-        println!("{seconds:.4} {sum} {:.6}", p.radius.last().unwrap());
+    let x = case.points();
+    let sum = |ids: Vec<u32>| ids.into_iter().map(f64::from).sum::<f64>();
+    let (seconds, print) = match case.rule {
+        Rule::KCenter { labelled } => {
+            let (labelled, rest) = split(case, labelled);
+            let start = Instant::now();
+            let p = kcenter(&x, &labelled, &rest, case.k).unwrap();
+            (start.elapsed(), sum(p.ids))
+        }
+        Rule::Badge { classes } => {
+            let delta = case.gradients(classes);
+            let start = Instant::now();
+            let ids = kmeans_pp(Points::Gradients { delta: &delta, h: &x }, case.k, Rng::new(3)).unwrap();
+            (start.elapsed(), sum(ids))
+        }
+        Rule::KMeans { iterations } => {
+            let first: Vec<u32> = (0..case.k as u32).collect();
+            let centres = gather_rows(&x, &Tensor::new(&Device::Cpu, [case.k], &first).unwrap()).unwrap();
+            let start = Instant::now();
+            let c = lloyd(&x, &centres, iterations, 0.0).unwrap();
+            (start.elapsed(), c.distances.to_f64().unwrap().iter().sum())
+        }
+    };
+    println!("{:.4} {print:.0} {}", seconds.as_secs_f64(), peak());
+}
+
+/// The labelled rows come first.
+fn split(case: &Case, labelled: usize) -> (Vec<u32>, Vec<u32>) {
+    ((0..labelled as u32).collect(), (labelled as u32..case.n as u32).collect())
+}
+
+fn write(case: &Case, folder: &str) {
+    write_npy(&format!("{folder}/x.npy"), &case.points());
+    if let Rule::Badge { classes } = case.rule {
+        write_npy(&format!("{folder}/delta.npy"), &case.gradients(classes));
     }
 }
 
 fn criterion(c: &mut Criterion) {
-    for case in &CASES[..2] {
-        let (x, labelled, rest) = (case.points(), case.labelled(), case.candidates());
+    for (case, labelled) in [(&CASES[0], 1_200), (&CASES[1], 5_000)] {
+        let (x, (labelled, rest)) = (case.points(), split(case, labelled));
         let mut g = c.benchmark_group("kcenter");
         g.sample_size(10).measurement_time(Duration::from_secs(5));
         g.bench_function(BenchmarkId::from_parameter(format!("{}x{}/f32/cpu", case.n, case.d)), |b| {
@@ -109,7 +172,7 @@ fn main() {
     let case = |name: &str| CASES.iter().find(|c| c.name == name).expect("a case of this name");
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--once", name] => once(case(name)),
-        ["--write", name, path] => write_npy(path, &case(name).points()),
+        ["--write", name, folder] => write(case(name), folder),
         _ => {
             let mut c = Criterion::default().configure_from_args();
             criterion(&mut c);

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{adversarial_bim, bald, gcn, learning_loss, power_bald, probcover, vaal};
+use crate::methods::{adversarial_bim, bald, gcn, kmeans, learning_loss, power_bald, probcover, vaal};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -28,6 +28,8 @@ pub struct Config {
     pub adversarial_bim: adversarial_bim::Settings,
     /// Settings of the method of this name.
     pub bald: bald::Settings,
+    /// Settings of the method of this name.
+    pub kmeans: kmeans::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "learning-loss")]
     pub learning_loss: learning_loss::Settings,
@@ -209,6 +211,7 @@ impl Config {
             budget: Budget { start, query, end },
             adversarial_bim: adversarial_bim::Settings::of(profile),
             bald: bald::Settings::of(profile),
+            kmeans: kmeans::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
@@ -290,6 +293,7 @@ impl Config {
         }
         self.adversarial_bim.check()?;
         self.bald.check()?;
+        self.kmeans.check()?;
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.vaal.check()?;

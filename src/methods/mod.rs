@@ -7,6 +7,7 @@ pub mod bald;
 mod coreset;
 mod entropy;
 pub mod gcn;
+pub mod kmeans;
 pub mod learning_loss;
 mod least_confidence;
 mod margin;
@@ -152,6 +153,16 @@ pub static METHODS: &[Entry] = &[
         costs: "(L + K)·U·D, N·D",
         remembers: "nothing",
         make: |_| Box::new(coreset::CoreSet),
+    },
+    Entry {
+        id: "kmeans",
+        paper_name: "KMeansSampling",
+        kind: Kind::Sal,
+        about: "the examples nearest to the centres of as many clusters of the penultimate features",
+        needs: "embeddings of the pool",
+        costs: "restarts·iterations·U·K·D, U·D",
+        remembers: "nothing",
+        make: |c| Box::new(kmeans::KMeans(c.kmeans)),
     },
     Entry {
         id: "learning-loss",

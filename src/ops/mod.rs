@@ -49,6 +49,7 @@ pub use softmax::{
     log_softmax, margin, softmax, write_loss,
 };
 pub use topk::{argmax, top_k};
+pub(crate) use topk::{sort_keys, sorted_room};
 
 use half::bf16;
 

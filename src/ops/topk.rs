@@ -91,7 +91,7 @@ const SORTED: usize = 1024;
 /// Radix select, eight bits a pass, then a sort of the k keys; the host waits once, for the first key.
 fn on_cuda(cuda: &Cuda, device: &Device, scores: &Buf<f32>, k: usize) -> Result<(Buf<u32>, u64)> {
     let n = scores.len();
-    let padded = k.next_power_of_two().max(SORTED);
+    let padded = sorted_room(k);
     let mut keys = Buf::<u64>::stale(device, n)?;
     let mut chosen = Buf::<u64>::stale(device, padded)?;
     let mut threshold = Buf::<u64>::stale(device, 1)?;
@@ -107,22 +107,33 @@ fn on_cuda(cuda: &Cuda, device: &Device, scores: &Buf<f32>, k: usize) -> Result<
     }
     launch::topk_fill(cuda, Launch::elements(padded), &mut chosen, k as i32, padded as i32)?;
     launch::topk_compact(cuda, all, &mut chosen, &mut counts, &keys, &threshold, n as i32)?;
+    sort_keys(cuda, &mut chosen)?;
+    launch::topk_ids(cuda, Launch::elements(k), &mut ids, &chosen, k as i32)?;
+    let first = chosen.window(0, 1)?.to_host()?;
+    Ok((ids, first.first().copied().unwrap_or(u64::MAX)))
+}
+
+/// How many keys `n` become for [`sort_keys`].
+pub(crate) fn sorted_room(n: usize) -> usize {
+    n.next_power_of_two().max(SORTED)
+}
+
+/// Sorts keys, as many as [`sorted_room`] says, ascending.
+pub(crate) fn sort_keys(cuda: &Cuda, keys: &mut Buf<u64>) -> Result<()> {
+    let padded = keys.len();
     let blocks = Launch::grid(padded / SORTED, 1, 1, 512);
-    launch::sort_block_u64(cuda, blocks, &mut chosen, 2, SORTED as i32)?;
+    launch::sort_block_u64(cuda, blocks, keys, 2, SORTED as i32)?;
     let mut size = 2 * SORTED;
     while size <= padded {
         let mut stride = size / 2;
         while stride >= SORTED {
-            let l = Launch::elements(padded / 2);
-            launch::sort_step_u64(cuda, l, &mut chosen, padded as i32, size as i32, stride as i32)?;
+            launch::sort_step_u64(cuda, Launch::elements(padded / 2), keys, padded as i32, size as i32, stride as i32)?;
             stride /= 2;
         }
-        launch::sort_block_u64(cuda, blocks, &mut chosen, size as i32, size as i32)?;
+        launch::sort_block_u64(cuda, blocks, keys, size as i32, size as i32)?;
         size *= 2;
     }
-    launch::topk_ids(cuda, Launch::elements(k), &mut ids, &chosen, k as i32)?;
-    let first = chosen.window(0, 1)?.to_host()?;
-    Ok((ids, first.first().copied().unwrap_or(u64::MAX)))
+    Ok(())
 }
 
 mod cpu {

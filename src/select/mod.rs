@@ -4,10 +4,12 @@
 mod attack;
 mod cover;
 mod kcenter;
+mod kmeans;
 mod seeding;
 
 pub use attack::{Along, Attack, NEVER};
 pub use cover::{Cover, max_cover, purity_radius};
 pub use kcenter::{Picks, coverage_radius, kcenter};
+pub use kmeans::{Clusters, Stops, kmeans, lloyd};
 pub(crate) use seeding::first_non_finite;
 pub use seeding::{Points, kmeans_pp, label_gradients};

@@ -113,7 +113,7 @@ pub(crate) fn first_non_finite(x: &Tensor) -> Result<Option<u32>> {
 }
 
 /// |x_i|² (N) of x (N, D), in the canonical order.
-fn squares(x: &Tensor) -> Result<Tensor> {
+pub(super) fn squares(x: &Tensor) -> Result<Tensor> {
     let [n, d] = x.shape().matrix(OP)?;
     let mut y = x.stale_like([n])?;
     match x.device() {

@@ -3,7 +3,9 @@
 use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
-use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients, max_cover, purity_radius};
+use dalcore::select::{
+    Points, Stops, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius,
+};
 use dalcore::tensor::Tensor;
 
 use crate::common::{assert_close, cuda, cuda_with};
@@ -23,6 +25,7 @@ pub fn all() {
         centres(&s.device);
         seeds(&s.device);
         cover(&s.device);
+        clusters(&s.device);
     }
     drop(cuda_with(0, None));
 }
@@ -136,5 +139,28 @@ fn cover(d: &Device) {
             (max_cover(&x, &labelled, &rest, k, 1.5).unwrap(), purity_radius(&x, &labels, 3, 0.6).unwrap())
         };
         assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}");
+    }
+}
+
+/// Labels, centres, distances and the rows picked are the same to the bit: copies and empty clusters, clusters of very
+/// different size, rows far from the origin where products decide nothing.
+fn clusters(d: &Device) {
+    for (n, w, k) in [(1, 1, 1), (65, 3, 7), (130, 33, 129), (1100, 17, 20), (300, 40, 131)] {
+        for (levels, shift) in [(0, 0.0), (2, 0.0), (0, 2048.0)] {
+            let r = Rng::new(6).lane(w as u32);
+            let mut x =
+                if levels > 0 { whole(n * w, levels, 3) } else { (0..(n * w) as u64).map(|e| r.uniform(e)).collect() };
+            x.iter_mut().take(n / 2 * w).for_each(|v| *v = *v * 0.01 + shift);
+            let stops = Stops { restarts: 2, iterations: 4, tolerance: 1e-4 };
+            let run = |d: &Device| {
+                let x = Tensor::new(d, [n, w], &x).unwrap();
+                let copies = ops::gather_rows(&x, &Tensor::new(d, [k], &vec![0u32; k]).unwrap()).unwrap();
+                [kmeans(&x, k, stops, Rng::new(3)).unwrap(), lloyd(&x, &copies, 3, 0.0).unwrap()].map(|c| {
+                    let f = [c.centres.to_vec::<f32>().unwrap(), c.distances.to_vec().unwrap()];
+                    (f, [c.labels.to_vec::<u32>().unwrap(), c.central(&x).unwrap()], c.iterations)
+                })
+            };
+            assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}, {k} clusters, {levels} levels, {shift}");
+        }
     }
 }
