@@ -307,9 +307,10 @@ mod cpu {
     const PANEL: usize = 8;
     /// Scores summed side by side: those of a whole panel do not fit sixteen registers.
     const SIDE: usize = 4;
-    /// Rows of a task, and centres that stay in the second-level cache while its tiles pass by.
-    const BLOCK: usize = 512;
-    const CENTRES: usize = 1 << 15;
+    /// Rows of a task.
+    const BLOCK: usize = 64;
+    /// Centres of a group, on average.
+    const GROUP: usize = 64;
 
     pub fn members(labels: &[u32], k: usize) -> (Vec<u32>, Vec<u32>) {
         let mut starts = vec![0u32; k + 1];
@@ -403,6 +404,12 @@ mod cpu {
         at: [u32; ROWS],
     }
 
+    impl Top {
+        fn new() -> Top {
+            Top { first: [f32::NEG_INFINITY; ROWS], second: [f32::NEG_INFINITY; ROWS], at: [0; ROWS] }
+        }
+    }
+
     simd! {
         /// Scores of a tile with panels of eight centres each, turned; `start`: −|c|²/2 of their centres, the first of
         /// which has the number `at`.
@@ -437,52 +444,165 @@ mod cpu {
         }
     }
 
-    /// See the head of this file. Centres are packed once, in panels of eight; a lane without a centre scores −∞.
-    pub fn assign(labels: &mut [u32], x: &[f32], norms: &[f32], centres: &[f32], squares: &[f32], d: usize) {
-        let k = squares.len();
-        let padded = k.next_multiple_of(PANEL);
-        let mut panels = vec![[0.0f32; PANEL]; padded / PANEL * d];
-        panels.par_chunks_exact_mut(d).zip(centres.par_chunks(PANEL * d)).for_each(|(panel, rows)| {
-            for (lane, row) in rows.chunks_exact(d).enumerate() {
-                panel.iter_mut().zip(row).for_each(|(p, v)| p[lane] = *v);
+    /// Centres by the nearest of the first of them, the pivots, in panels of eight.
+    struct Groups<'a> {
+        centres: Vec<&'a [f32]>,
+        /// The pivots, one behind the other.
+        first: &'a [f32],
+        pivots: usize,
+        d: usize,
+        /// Panels of all groups, one behind the other, turned; −|c|²/2 and number of their centres. A lane without a
+        /// centre scores −∞.
+        panels: Vec<[f32; PANEL]>,
+        start: Vec<f32>,
+        number: Vec<u32>,
+        /// Where the panels of each group end, and the largest distance of its centres to its pivot.
+        ends: Vec<usize>,
+        radius: Vec<f32>,
+        /// max |c|²
+        widest: f32,
+    }
+
+    impl<'a> Groups<'a> {
+        fn new(centres: &'a [f32], squares: &[f32], d: usize) -> Groups<'a> {
+            let rows: Vec<&[f32]> = centres.chunks_exact(d).collect();
+            let pivots = (rows.len() / GROUP).max(1);
+            let mut of = vec![0; rows.len()];
+            fast::closest(&mut of, |j| rows[j], &rows[..pivots], d);
+            let mut to_pivot = vec![0.0; rows.len()];
+            distances(&mut to_pivot, centres, centres, &of, d);
+            let (order, starts) = members(&of, pivots);
+            let widest = squares.iter().fold(0.0, |m: f32, v| m.max(*v));
+            let mut g = Groups {
+                first: &centres[..pivots * d],
+                pivots,
+                d,
+                panels: Vec::new(),
+                start: Vec::new(),
+                number: Vec::new(),
+                ends: Vec::new(),
+                radius: Vec::new(),
+                widest,
+                centres: rows,
+            };
+            for w in starts.windows(2) {
+                let members = &order[w[0] as usize..w[1] as usize];
+                for some in members.chunks(PANEL) {
+                    let at = g.panels.len();
+                    g.panels.resize(at + d, [0.0; PANEL]);
+                    for (lane, j) in some.iter().enumerate() {
+                        let panel = g.panels[at..].iter_mut().zip(g.centres[*j as usize]);
+                        panel.for_each(|(p, v)| p[lane] = *v);
+                    }
+                    g.start.extend(some.iter().map(|j| -0.5 * squares[*j as usize]));
+                    g.number.extend(some);
+                    g.start.resize(g.number.len().next_multiple_of(PANEL), f32::NEG_INFINITY);
+                    g.number.resize(g.start.len(), 0);
+                }
+                g.ends.push(g.start.len() / PANEL);
+                g.radius.push(members.iter().fold(0.0, |m: f32, j| m.max(to_pivot[*j as usize])).sqrt());
             }
-        });
-        let mut start: Vec<f32> = squares.iter().map(|v| -0.5 * v).collect();
-        start.resize(padded, f32::NEG_INFINITY);
-        let widest = squares.iter().fold(0.0, |m: f32, v| m.max(*v));
-        let some = (CENTRES / d).next_multiple_of(PANEL).max(PANEL);
-        labels.par_chunks_mut(BLOCK).enumerate().for_each(|(block, labels)| {
-            let of = |i: usize| &x[i * d..(i + 1) * d];
-            let count = labels.len().div_ceil(ROWS);
+            g
+        }
+
+        /// Labels of some rows that are near each other. A group is passed over for a tile when for each of its rows all of
+        /// the group is farther away than a centre that was met: d(x, c) ≥ d(x, pivot) − radius. Canonical distances are
+        /// off by their (D + 2) u-th part; all distances here are lowered or raised by 4 (D + 16) u, so the canonical ones
+        /// say the same.
+        fn label(&self, labels: &mut [u32], rows: &[u32], x: &[f32], norms: &[f32]) {
+            let d = self.d;
+            let of = |i: u32| &x[i as usize * d..][..d];
+            let margin = 4.0 * (d + 16) as f32 / 16_777_216.0;
+            let count = rows.len().div_ceil(ROWS);
             let mut tiles = vec![[0.0; ROWS]; count * d];
-            let blank = || Top { first: [f32::NEG_INFINITY; ROWS], second: [f32::NEG_INFINITY; ROWS], at: [0; ROWS] };
-            let mut tops: Vec<Top> = (0..count).map(|_| blank()).collect();
-            for (t, tile) in tiles.chunks_exact_mut(d).enumerate() {
-                let at = block * BLOCK + t * ROWS;
-                fast::turn(tile, |r| of(at + r), ROWS.min(labels.len() - t * ROWS));
-            }
-            for from in (0..padded).step_by(some) {
-                let to = padded.min(from + some);
-                let panels = &panels[from / PANEL * d..to / PANEL * d];
-                for (top, tile) in tops.iter_mut().zip(tiles.chunks_exact(d)) {
-                    meet(top, tile, panels, &start[from..to], from as u32);
+            let mut low = vec![[0.0; ROWS]; count * self.pivots];
+            let mut reach = vec![[0.0; ROWS]; count];
+            let mut norm = vec![[0.0; ROWS]; count];
+            let mut tops: Vec<Top> = (0..count).map(|_| Top::new()).collect();
+            let mut order: Vec<(f32, usize)> = (0..self.pivots).map(|g| (f32::INFINITY, g)).collect();
+            for (t, rows) in rows.chunks(ROWS).enumerate() {
+                let tile = &mut tiles[t * d..(t + 1) * d];
+                fast::turn(tile, |r| of(rows[r]), rows.len());
+                for (r, norm) in norm[t].iter_mut().enumerate() {
+                    *norm = norms[rows[r.min(rows.len() - 1)] as usize];
+                }
+                let low = &mut low[t * self.pivots..(t + 1) * self.pivots];
+                fast::tile_distances(low, tile, self.first);
+                bounds(low, &mut reach[t], &self.radius, margin);
+                for ((least, _), low) in order.iter_mut().zip(low) {
+                    *least = low.iter().fold(*least, |m, v| m.min(*v));
                 }
             }
-            for (t, (labels, top)) in labels.chunks_mut(ROWS).zip(&tops).enumerate() {
-                for (r, label) in labels.iter_mut().enumerate() {
-                    let at = block * BLOCK + t * ROWS + r;
-                    *label =
-                        if decided(top.first[r], top.second[r], norms[at], widest, d) { top.at[r] } else { u32::MAX };
+            order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+            for (_, g) in &order {
+                let (from, to) = (if *g == 0 { 0 } else { self.ends[g - 1] }, self.ends[*g]);
+                for t in 0..count {
+                    let low = &low[t * self.pivots + g];
+                    // A bound that is NaN proves nothing.
+                    if from == to || low.iter().zip(&reach[t]).all(|(low, reach)| low > reach) {
+                        continue;
+                    }
+                    let start = &self.start[from * PANEL..to * PANEL];
+                    let tile = &tiles[t * d..(t + 1) * d];
+                    meet(&mut tops[t], tile, &self.panels[from * d..to * d], start, (from * PANEL) as u32);
+                    let first = tops[t].first.iter().zip(&norm[t]);
+                    for (reach, (first, norm)) in reach[t].iter_mut().zip(first) {
+                        let near = at_most(*first, *norm, self.widest, d).sqrt() * (1.0 + margin);
+                        *reach = if near < *reach { near } else { *reach };
+                    }
                 }
             }
-            let open: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == u32::MAX).collect();
-            if !open.is_empty() {
-                let mut of_open = vec![0; open.len()];
-                let all: Vec<&[f32]> = centres.chunks_exact(d).collect();
-                fast::closest(&mut of_open, |i| of(block * BLOCK + open[i]), &all, d);
-                open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
+            let mut open = Vec::new();
+            for (i, label) in labels.iter_mut().enumerate() {
+                let (t, r) = (i / ROWS, i % ROWS);
+                let top = &tops[t];
+                *label = self.number[top.at[r] as usize];
+                if !decided(top.first[r], top.second[r], norm[t][r], self.widest, d) {
+                    open.push(i);
+                }
             }
-        });
+            let mut of_open = vec![0; open.len()];
+            fast::closest(&mut of_open, |i| of(rows[open[i]]), &self.centres, d);
+            open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
+        }
+    }
+
+    simd! {
+        /// Squared distances to pivots become lower bounds of the distance to any centre of the pivot's group; reach[r]: an
+        /// upper bound of the distance to the nearest pivot.
+        fn bounds(low: &mut [Lane], reach: &mut Lane, radius: &[f32], margin: f32) {
+            let mut least = [f32::INFINITY; ROWS];
+            for (low, radius) in low.iter_mut().zip(radius) {
+                let radius = radius * (1.0 + margin);
+                for r in 0..ROWS {
+                    let distance = low[r].sqrt();
+                    least[r] = if distance < least[r] { distance } else { least[r] };
+                    low[r] = distance * (1.0 - margin) - radius;
+                }
+            }
+            for r in 0..ROWS {
+                reach[r] = least[r] * (1.0 + margin);
+            }
+        }
+    }
+
+    /// See the head of this file. Rows are taken in the order of their nearest pivot, so that those of a tile have the same
+    /// groups to meet.
+    pub fn assign(labels: &mut [u32], x: &[f32], norms: &[f32], centres: &[f32], squares: &[f32], d: usize) {
+        let groups = Groups::new(centres, squares, d);
+        let mut near = vec![0; labels.len()];
+        fast::closest(&mut near, |i| &x[i * d..(i + 1) * d], &groups.centres[..groups.pivots], d);
+        let (order, _) = members(&near, groups.pivots);
+        let found = &mut near;
+        let blocks = found.par_chunks_mut(BLOCK).zip(order.par_chunks(BLOCK));
+        blocks.for_each(|(found, rows)| groups.label(found, rows, x, norms));
+        order.iter().zip(found).for_each(|(i, l)| labels[*i as usize] = *l);
+    }
+
+    /// An upper bound of the squared distance of a row to the centre with its best score.
+    fn at_most(first: f32, norm: f32, widest: f32, d: usize) -> f32 {
+        let slack = 8.0 * (d + 16) as f32 / 16_777_216.0;
+        (norm - 2.0 * first).max(0.0) + slack * ((norm * widest).sqrt() + widest + norm)
     }
 
     /// True when the best score is proved to be that of the nearest centre.
@@ -490,8 +610,7 @@ mod cpu {
         let slack = 8.0 * (d + 16) as f32 / 16_777_216.0;
         let scale = (norm * widest).sqrt() + widest;
         let gap = 2.0 * (first - second) - slack * scale;
-        let near = (norm - 2.0 * first).max(0.0) + slack * (scale + norm);
-        scale < 1e37 && gap > slack * near
+        scale < 1e37 && gap > slack * at_most(first, norm, widest, d)
     }
 }
 
@@ -518,7 +637,7 @@ mod tests {
     #[test]
     fn labels_are_those_of_canonical_distances() {
         for d in [1, 3, 50, 129] {
-            for (n, k) in [(1, 1), (17, 5), (513, 8), (600, 33), (300, 300)] {
+            for (n, k) in [(1, 1), (17, 5), (513, 8), (600, 33), (300, 300), (200, 700)] {
                 for levels in [0, 1, 2, 5] {
                     let (x, mut c) = (points(n, d, levels, 1), points(k, d, levels, 2));
                     if levels == 5 {
