@@ -3,9 +3,7 @@
 use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
-use dalcore::select::{
-    Points, Stops, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius,
-};
+use dalcore::select::{Points, Stops, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius};
 use dalcore::tensor::Tensor;
 
 use crate::common::{assert_close, cuda, cuda_with};
