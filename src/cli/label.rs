@@ -138,8 +138,8 @@ fn ingest(path: &Path, files: &[PathBuf], skip_empty: bool) -> anyhow::Result<()
 fn status(args: &StatusArgs, quiet: bool) -> anyhow::Result<()> {
     let folder = Folder::look(&args.folder)?;
     let device = args.limits.device()?.open()?;
-    let mut arrays = pick::Arrays::default();
-    arrays.embeddings = args.embeddings.clone().or(folder.embeddings().map(String::from));
+    let embeddings = args.embeddings.clone().or(folder.embeddings().map(String::from));
+    let arrays = pick::Arrays { embeddings, ..pick::Arrays::default() };
     // The curve is worth showing also where the embeddings have gone.
     let inputs = match arrays.embeddings {
         Some(_) => Inputs::open(&arrays, args.limits.memory()?).map_err(|e| match quiet {

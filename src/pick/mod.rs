@@ -438,7 +438,7 @@ pub struct Choice<'a> {
 /// again. Both ascending.
 pub fn select(inputs: &Inputs, choice: &Choice, labelled: &[u32], pending: &[u32]) -> Result<Selection> {
     let Choice { rule, k, seed, round, device } = *choice;
-    for input in rule.wants.iter().filter(|i| !inputs.has(**i)) {
+    if let Some(input) = rule.wants.iter().find(|i| !inputs.has(**i)) {
         let why = format!("{} needs {}", rule.id, input.options());
         return Err(Error::Config { key: "--method".into(), why });
     }
