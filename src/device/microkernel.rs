@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, store};
 use super::simd::{Level, level};
-use super::sparse;
+use super::{sparse, winograd};
 use crate::{lanes, simd};
 
 /// B cut into column panels of 8, 16 or 24 columns. Packed panels are (depth, width) contiguous and padded with
@@ -30,7 +30,7 @@ pub struct Panels<'a> {
 }
 
 /// Panel widths for `cols` columns. Pairs of registers are the best shape; three where a pair would leave one.
-fn plan(cols: usize) -> Vec<(usize, usize)> {
+pub(super) fn plan(cols: usize) -> Vec<(usize, usize)> {
     let mut left = cols.div_ceil(LANES);
     let mut at = 0;
     let mut plan = Vec::new();
@@ -119,7 +119,7 @@ impl<'a> Panels<'a> {
     }
 
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
-    fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
+    pub(super) fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
         for &(at, nv) in &self.plan {
             let mut start = [0.0; 3 * LANES];
             let valid = (self.cols - at).min(nv * LANES);
@@ -145,10 +145,17 @@ impl<'a> Panels<'a> {
 
 /// How a row of A lies in memory: `count` runs of `len` floats, `stride` apart.
 #[derive(Clone, Copy)]
-struct Runs {
+pub(super) struct Runs {
     count: usize,
     len: usize,
     stride: usize,
+}
+
+impl Runs {
+    /// A whole row of `len` floats.
+    pub(super) fn one(len: usize) -> Runs {
+        Runs { count: 1, len, stride: 0 }
+    }
 }
 
 /// One panel of the *rows* form.
@@ -272,7 +279,15 @@ lanes! {
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
-fn cols_run(acc: &mut [f32], nv: usize, x: &[f32], at: &[u32], off: usize, run: usize, (b, ldb): (&[f32], usize)) {
+pub(super) fn cols_run(
+    acc: &mut [f32],
+    nv: usize,
+    x: &[f32],
+    at: &[u32],
+    off: usize,
+    run: usize,
+    (b, ldb): (&[f32], usize),
+) {
     let w = nv * LANES;
     let avx512 = level() == Level::Avx512;
     let most = match nv {
@@ -326,7 +341,7 @@ pub fn product(y: &mut [f32], a: &[f32], b: &Panels, bias: Option<&[f32]>) {
         return;
     }
     let m = y.len() / n;
-    let runs = Runs { count: 1, len: k, stride: 0 };
+    let runs = Runs::one(k);
     let part = |rows: usize, first: usize, y: &mut [f32]| {
         let bases: Vec<u32> = (0..rows).map(|i| (i * k) as u32).collect();
         b.rows(y, n, &a[first * k..(first + rows) * k], &bases, runs, bias);
@@ -391,14 +406,29 @@ pub struct Geometry {
     pub q: usize,
     pub stride: usize,
     pub pad: usize,
+    /// Every output is the plain sum over its window, as on tensor cores; no Winograd.
+    pub plain: bool,
 }
 
 impl Geometry {
-    fn x_len(&self) -> usize {
+    /// Whether `winograd.rs` does it, for which it must pay: whole registers of channels, and a border of tiles that adds less
+    /// than half to the outputs.
+    fn winograd(&self) -> bool {
+        let g = self;
+        let covered = g.p.next_multiple_of(4) * g.q.next_multiple_of(4);
+        !g.plain
+            && (g.r, g.s, g.stride) == (3, 3, 1)
+            && g.pad < 3
+            && g.c.is_multiple_of(LANES)
+            && g.k.is_multiple_of(LANES)
+            && 2 * covered < 3 * g.p * g.q
+    }
+
+    pub(super) fn x_len(&self) -> usize {
         self.h * self.w * self.c
     }
 
-    fn y_len(&self) -> usize {
+    pub(super) fn y_len(&self) -> usize {
         self.p * self.q * self.k
     }
 
@@ -482,6 +512,9 @@ pub fn conv_fwd(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &G
     if y.is_empty() {
         return;
     }
+    if g.winograd() {
+        return winograd::fwd(y, x, w, bias, g);
+    }
     let b = Panels::from_cols(w, g.r * g.s * g.c, g.k);
     let (windows, runs, group) = (g.windows(), g.runs(), g.group());
     y.par_chunks_mut(group * g.y_len()).zip(x.par_chunks(group * g.x_len())).for_each(|(y, x)| {
@@ -505,13 +538,16 @@ pub fn conv_dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
     if dy.is_empty() {
         return dx.fill(0.0);
     }
+    if g.winograd() {
+        return winograd::dgrad(dx, dy, w, g);
+    }
     let depth = g.r * g.s * g.c;
     let mut b = Panels::from_rows(w, g.k, depth);
     b.cols = b.width(); // window gradients are stored with the padding of the panels: whole registers only
     let ld = b.cols;
     let (windows, group, (ph, pw)) = (g.windows(), g.group(), g.padded());
     let (run, row) = (g.s * g.c, pw * g.c);
-    let one = Runs { count: 1, len: g.k, stride: 0 };
+    let one = Runs::one(g.k);
     let short = sparse::Window { runs: g.r, len: run, stride: row };
     let packed = short.pack(w);
     let flipped = g.flipped(w).map(|(g, w)| (g.windows(), Panels::from_cols(&w, g.r * g.s * g.c, g.k), g));
@@ -569,6 +605,9 @@ const WGRAD_IMAGES: usize = 8;
 /// dw from dy and x: partial sums over fixed groups of images, added in order. Groups whose dy is mostly zeros take
 /// the short way to the same sums.
 pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
+    if g.winograd() {
+        return winograd::wgrad(dw, dy, x, g);
+    }
     let depth = g.r * g.s * g.c;
     let plan = plan(g.k);
     let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
@@ -646,6 +685,11 @@ mod tests {
     fn noise(n: usize, lane: u32) -> Vec<f32> {
         let r = Rng::new(3).lane(lane);
         (0..n as u64).map(|e| r.uniform(e) - 0.5).collect()
+    }
+
+    /// How many times the plain sum's the rounding error is.
+    fn growth(g: &Geometry) -> usize {
+        if g.winograd() { winograd::GROWTH as usize } else { 1 }
     }
 
     /// Equal within the rounding of a sum of `terms` products of numbers below a half.
@@ -726,9 +770,14 @@ mod tests {
             (17, 9, 9, 5, 8, 3, 3, 3, 1),
             (2, 8, 9, 16, 24, 3, 3, 1, 1),
             (2, 8, 8, 5, 3, 1, 1, 1, 0),
+            // Winograd: whole tiles and cut ones, blocks that end in an image, every padding.
+            (3, 16, 16, 8, 16, 3, 3, 1, 1),
+            (40, 4, 4, 16, 32, 3, 3, 1, 1),
+            (2, 13, 9, 24, 8, 3, 3, 1, 0),
+            (1, 9, 10, 8, 40, 3, 3, 1, 2),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
-            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
+            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad, plain: false };
             let (x, f, dy, bias) =
                 (noise(n * h * w * c, 1), noise(k * r * s * c, 2), noise(n * p * q * k, 3), noise(k, 4));
             let mut y = vec![0.0f64; n * p * q * k];
@@ -742,13 +791,13 @@ mod tests {
             let name = format!("{g:?} x {n}");
             let mut got = vec![f32::NAN; y.len()];
             conv_fwd(&mut got, &x, &f, Some(&bias), &g);
-            close(&name, &got, &y, r * s * c + 1);
+            close(&name, &got, &y, growth(&g) * (r * s * c + 1));
             let mut got = vec![f32::NAN; x.len()];
             conv_dgrad(&mut got, &dy, &f, &g);
-            close(&name, &got, &dx, r * s * k);
+            close(&name, &got, &dx, growth(&g) * r * s * k);
             let mut got = vec![f32::NAN; f.len()];
             conv_wgrad(&mut got, &dy, &x, &g);
-            close(&name, &got, &dw, n * p * q);
+            close(&name, &got, &dw, growth(&g) * n * p * q);
         }
     }
 
@@ -762,7 +811,7 @@ mod tests {
             (2, 40, 40, 2, 9, 1, 1, 1, 0),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);
-            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad };
+            let g = Geometry { h, w, c, k, r, s, p, q, stride, pad, plain: false };
             let (x, f) = (noise(n * h * w * c, 1), noise(k * r * s * c, 2));
             let mut dy = noise(n * p * q * k, 3);
             let keep = noise(dy.len(), 4);

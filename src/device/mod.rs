@@ -10,6 +10,7 @@ pub mod microkernel;
 pub mod roofline;
 pub mod simd;
 pub(crate) mod sparse;
+pub(crate) mod winograd;
 
 use std::rc::Rc;
 

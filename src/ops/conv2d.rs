@@ -11,6 +11,7 @@ use super::matmul::{TILE_ROWS, tile_cols};
 use super::reduce::sum_chunks;
 use super::{Arg, Case, ChunkSums, add_bias, cast, longest, sum_rows, widen_weights};
 use crate::device::microkernel::{self as fast, Geometry};
+use crate::device::winograd::GROWTH;
 use crate::device::{Cuda, Device, Launch, launch};
 use crate::tensor::{Buf, Dtype, Real, Tensor};
 use crate::{Error, Result, on_real};
@@ -63,9 +64,21 @@ fn convolve(
         return Err(w.shape().refuse(OP, format!("filters of at most {MAX_TAPS} x {MAX_TAPS} in bf16; use f32")));
     }
     if x.is_rounded() {
-        let y = conv2d(&cast(x, Dtype::F32)?, &widen_weights(w)?, b, conv)?;
+        let y = tracked(&cast(x, Dtype::F32)?, &widen_weights(w)?, b, n, Geometry { plain: true, ..g }, false)?.0;
         return Ok((cast(&y, Dtype::Bf16)?, None));
     }
+    tracked(x, w, b, n, g, with_sums)
+}
+
+/// The convolution with its backward rule.
+fn tracked(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    n: usize,
+    g: Geometry,
+    with_sums: bool,
+) -> Result<(Tensor, Option<ChunkSums>)> {
     let (y, sums) = match (x.device(), x.dtype()) {
         (Device::Cuda(cuda), Dtype::Bf16) => tensor::forward(cuda, x, w, b, n, &g, with_sums)?,
         _ => (forward(x, w, b, n, &g)?, None),
@@ -91,6 +104,7 @@ pub fn conv2d_dgrad(dy: &Tensor, w: &Tensor, x_dims: [usize; 4], conv: Conv) -> 
         return Err(dy.shape().refuse("conv2d_dgrad", format!("({n}, {}, {}, {})", g.p, g.q, g.k)));
     }
     if dy.is_rounded() {
+        let g = Geometry { plain: true, ..g };
         return cast(&dgrad(&cast(dy, Dtype::F32)?, &cast(w, Dtype::F32)?, n, &g)?, Dtype::Bf16);
     }
     dgrad(dy, w, n, &g)
@@ -107,7 +121,7 @@ fn geometry(x: &[usize], w: &Tensor, Conv { stride, pad }: Conv) -> Result<(usiz
         return Err(Error::Shape { op: OP, want, got });
     }
     let (p, q) = ((h + 2 * pad - r) / stride + 1, (wx + 2 * pad - s) / stride + 1);
-    Ok((n, Geometry { h, w: wx, c, k, r, s, p, q, stride, pad }))
+    Ok((n, Geometry { h, w: wx, c, k, r, s, p, q, stride, pad, plain: false }))
 }
 
 fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, n: usize, g: &Geometry) -> Result<Tensor> {
@@ -353,6 +367,11 @@ const fn case(
     Case { name, inputs, run, sum, flops: 2 * y * rs * c, bytes: 4 * (y + w + n * x) }
 }
 
+/// A case that the CPU does by Winograd's algorithm.
+const fn winograd(case: Case) -> Case {
+    Case { sum: case.sum * GROWTH as usize, ..case }
+}
+
 fn plain(x: &[Tensor], stride: usize, pad: usize) -> Result<Tensor> {
     conv2d(&x[0], &x[1], x.get(2), Conv { stride, pad })
 }
@@ -412,20 +431,20 @@ pub const LARGE: &[Case] = &[
         [2, 5, 5, 65, 9, 17],
         1377,
     ),
-    case(
+    winograd(case(
         "conv2d/2x80x80x8-128x3x3-pad1",
         &[Arg::Diff(&[2, 80, 80, 8], -1.0, 1.0), Arg::Diff(&[128, 3, 3, 8], -0.1, 0.1)],
         |x| plain(x, 1, 1),
         [2, 80, 80, 128, 9, 8],
         51_200,
-    ),
-    case(
+    )),
+    winograd(case(
         "conv2d/2x80x80x128-8x3x3-pad1",
         &[Arg::Diff(&[2, 80, 80, 128], -1.0, 1.0), Arg::Diff(&[8, 3, 3, 128], -0.1, 0.1)],
         |x| plain(x, 1, 1),
         [2, 80, 80, 8, 9, 128],
         819_200,
-    ),
+    )),
     case(
         "conv2d/2x81x81x56-33x1x1",
         &[Arg::Diff(&[2, 81, 81, 56], -1.0, 1.0), Arg::Diff(&[33, 1, 1, 56], -0.1, 0.1), Arg::Diff(&[33], -0.2, 0.2)],
@@ -544,6 +563,33 @@ mod tests {
             let e = conv2d(&t(x), &t(w), None, conv).unwrap_err().to_string();
             assert!(e.contains("conv2d") && e.contains("stride"), "{e}");
         }
+    }
+
+    /// They stand for tensor cores, which form plain sums.
+    #[test]
+    fn rounded_runs_keep_the_plain_sums() {
+        let values = |n: usize, lane| {
+            let r = crate::rng::Rng::new(3).lane(lane);
+            let v: Vec<f32> = (0..n as u64).map(|e| half::bf16::from_f32(r.uniform(e) - 0.5).to_f32()).collect();
+            v
+        };
+        let t = |dims: [usize; 4], v: &[f32]| Tensor::new(&Device::Cpu, dims, v).unwrap();
+        let bf16 = |t: &Tensor| cast(t, Dtype::Bf16).unwrap();
+        let conv = Conv { stride: 1, pad: 1 };
+        let (x, w) = (t([2, 8, 8, 16], &values(2048, 1)), t([8, 3, 3, 16], &values(1152, 2)));
+        let (_, g) = geometry(x.dims(), &w, conv).unwrap();
+        let g = Geometry { plain: true, ..g };
+        let (dy, bits) = (t([2, 8, 8, 8], &values(1024, 3)), |t: &Tensor| t.to_vec::<half::bf16>().unwrap());
+        let want = forward(&x, &w, None, 2, &g).unwrap();
+        assert_ne!(want.to_vec::<f32>().unwrap(), conv2d(&x, &w, None, conv).unwrap().to_vec::<f32>().unwrap());
+        assert_eq!(bits(&conv2d(&bf16(&x), &bf16(&w), None, conv).unwrap()), bits(&bf16(&want)));
+        let (xs, ws) = (bf16(&x).tracked(), bf16(&w).tracked());
+        let grads = conv2d(&xs, &ws, None, conv).unwrap().grad_from(&bf16(&dy), &[&xs, &ws]).unwrap();
+        let want = dgrad(&dy, &w, 2, &g).unwrap();
+        assert_eq!(bits(grads.of(&xs).unwrap()), bits(&bf16(&want)));
+        assert_eq!(bits(&conv2d_dgrad(&bf16(&dy), &bf16(&w), [2, 8, 8, 16], conv).unwrap()), bits(&bf16(&want)));
+        let want = wgrad(&dy, &x, 2, &g).unwrap();
+        assert_eq!(grads.of(&ws).unwrap().to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap());
     }
 
     #[test]

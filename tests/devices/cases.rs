@@ -118,6 +118,15 @@ fn alone_as_in_a_batch(d: &Device) {
     }
     same("conv2d_dgrad", &dy, &|n, dy| ops::conv2d_dgrad(&Tensor::new(d, [n, 9, 8, 20], dy)?, &w, [n, 9, 8, 3], conv));
 
+    // The CPU's Winograd, whose blocks of tiles end within images.
+    let w = Tensor::new(d, [16, 3, 3, 8], &fill(1152, 10)).unwrap();
+    let x = fill(BATCH * 8 * 12 * 8, 11);
+    same("conv2d", &x, &|n, x| ops::conv2d(&Tensor::new(d, [n, 8, 12, 8], x)?, &w, None, conv));
+    let dy = fill(BATCH * 8 * 12 * 16, 12);
+    same("conv2d_dgrad", &dy, &|n, dy| {
+        ops::conv2d_dgrad(&Tensor::new(d, [n, 8, 12, 16], dy)?, &w, [n, 8, 12, 8], conv)
+    });
+
     // Rows enough for several threads and several blocks.
     let rows = fill(BATCH * 24 * 72, 4);
     let nn = Tensor::new(d, [72, 11], &fill(792, 5)).unwrap();
