@@ -411,8 +411,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Whether `winograd.rs` does it, for which it must pay: whole registers of channels, and a border of tiles that adds less
-    /// than half to the outputs.
+    /// Whether `winograd.rs` does it, for which it must pay: whole registers of channels, and a border of tiles that
+    /// adds less than half to the outputs.
     fn winograd(&self) -> bool {
         let g = self;
         let covered = g.p.next_multiple_of(4) * g.q.next_multiple_of(4);

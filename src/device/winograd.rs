@@ -1,17 +1,19 @@
-//! Winograd's convolution on the CPU, F(4 × 4, 3 × 3): 36 products give the 16 outputs of a tile, where the sum over the
-//! window takes 144. f32 only, filters 3 × 3 with stride 1; `microkernel.rs` sends the shapes here for which it pays.
+//! Winograd's convolution on the CPU, F(4 × 4, 3 × 3): 36 products give the 16 outputs of a tile, where the sum over
+//! the window takes 144. f32 only, filters 3 × 3 with stride 1; `microkernel.rs` sends the shapes here for which it
+//! pays.
 //!
-//! With the filter g, the 6 × 6 inputs d of a tile and its 4 × 4 outputs y, ∘ element by element:
-//! y = Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A. Summed over channels each of the 36 places is a dense product. The gradient of d is the
-//! same with turned filters; the gradient of g is Gᵀ [Σ (A dy Aᵀ) ∘ (Bᵀ d B)] G over the tiles.
+//! With the filter g, the 6 × 6 inputs d of a tile and its 4 × 4 outputs y, ∘ element by element: y = Aᵀ [(G g Gᵀ) ∘
+//! (Bᵀ d B)] A. Summed over channels each of the 36 places is a dense product. The gradient of d is the same with
+//! turned filters; the gradient of g is Gᵀ [Σ (A dy Aᵀ) ∘ (Bᵀ d B)] G over the tiles.
 //!
-//! The matrices come from the points 0, ±3/4, ±3/2, ∞. *Error*, for a sum over C channels of independent terms of size t:
-//! 9 C terms in order leave about 9 C / √2 roundings of t. Here C terms of size a · t, added in order at each of
-//! 36 places, leave growth · 3 · C / √2, where growth = max over the rows of Aᵀ of Σ_i A_i² ‖G_i‖² ‖B_i‖² / 3 = 8.8
-//! (31 for the customary points 0, ±1, ±2). That is growth / 3 = 2.9 times the plain sum: [`GROWTH`].
+//! The matrices come from the points 0, ±3/4, ±3/2, ∞. *Error*, for independent terms of size t over C channels: 9 C
+//! terms added in order leave about 9 C / √2 roundings of t. Here C terms, added in order at each of 36 places, leave
+//! growth · 3 C / √2, where growth = max over the rows of Aᵀ of Σ_i A_i² ‖G_i‖² ‖B_i‖² / 3 = 8.8 (31 for the customary
+//! points 0, ±1, ±2). That is growth / 3 = 2.9 times the plain sum: [`GROWTH`]. It is a size to be expected, not a
+//! bound. f64, for gradient checks, and bf16, which stands for tensor cores, keep the plain sums.
 //!
-//! Every output is one in-order sum, whatever the batch and the number of threads. An infinity or a NaN reaches all outputs of
-//! the tiles that touch it.
+//! Every output is one in-order sum, whatever the batch and the number of threads. An infinity or a NaN reaches all
+//! outputs of the tiles that touch it.
 
 #![allow(clippy::needless_range_loop)] // indices run over several small arrays at once
 
@@ -233,7 +235,8 @@ fn filter_gradient_body<V: Lane>(dw: &mut [f32], c: usize, s: &[f32], step: usiz
     }
 }
 
-/// The filters at each place: (C, K) for the convolution, (K, C) and turned by half a circle for the gradient of its input.
+/// The filters at each place: (C, K) for the convolution, (K, C) and turned by half a circle for the gradient of its
+/// input.
 fn filters(w: &[f32], c: usize, k: usize, turned: bool) -> Vec<Panels<'static>> {
     let at_place = |place: usize| {
         let (mut u, mut s) = (vec![0.0; k * c], SCALES[place]);
@@ -246,8 +249,8 @@ fn filters(w: &[f32], c: usize, k: usize, turned: bool) -> Vec<Panels<'static>> 
     (0..PLACES).into_par_iter().map(at_place).collect()
 }
 
-/// The pixels of the square of an image (h, w, c) from `top`, `left`, as rows: in place, or in `copy` (SIDE, SIDE, c) where the
-/// square sticks out to a side, with zeros around the image.
+/// The pixels of the square of an image (h, w, c) from `top`, `left`, as rows: in place, or in `copy` (SIDE, SIDE, c)
+/// where the square sticks out to a side, with zeros around the image.
 fn square<'a, const SIDE: usize>(
     x: &'a [f32],
     copy: &'a mut [f32],
@@ -339,11 +342,12 @@ impl Edge {
     }
 }
 
-/// Tiles that are transformed at a time: whole register tiles of the products, and few enough for the cache next to the core.
+/// Tiles that are transformed at a time: whole register tiles of the products, and few enough for the cache next to the
+/// core.
 const BLOCK: usize = 36;
 
-/// The places of a block of tiles are this many floats further apart than they need be: not a power of two, which would send
-/// all of them to the same lines of the cache.
+/// The places of a block of tiles are this many floats further apart than they need be: not a power of two, which would
+/// send all of them to the same lines of the cache.
 const APART: usize = 16;
 
 /// y = conv(x, w) + bias.

@@ -77,8 +77,8 @@ impl<T> Idle<T> {
     }
 }
 
-/// Idle host memory kept per thread and element type: what a training step of ResNet-18 w16 on 256 images, or w64 on 64,
-/// lets go at its end. Beyond it memory goes back to the system.
+/// Idle host memory kept per thread and element type: about what a training step of ResNet-18 w16 on 256 images, or of
+/// w64 on 64, lets go at its end. Beyond it memory goes back to the system.
 const IDLE_LIMIT: usize = 768 << 20;
 
 macro_rules! elem {
