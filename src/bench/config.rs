@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{adversarial_bim, bald, gcn, kmeans, learning_loss, power_bald, probcover, vaal};
+use crate::methods::{adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, power_bald, probcover, vaal};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -33,6 +33,9 @@ pub struct Config {
     /// Settings of the method of this name.
     #[serde(rename = "learning-loss")]
     pub learning_loss: learning_loss::Settings,
+    /// Likewise.
+    #[serde(rename = "cluster-margin")]
+    pub cluster_margin: cluster_margin::Settings,
     /// Likewise.
     #[serde(rename = "core-gcn")]
     pub core_gcn: gcn::CoreSettings,
@@ -213,6 +216,7 @@ impl Config {
             bald: bald::Settings::of(profile),
             kmeans: kmeans::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
+            cluster_margin: cluster_margin::Settings::default(),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
             vaal: vaal::Settings::of(profile),
@@ -294,6 +298,7 @@ impl Config {
         self.adversarial_bim.check()?;
         self.bald.check()?;
         self.kmeans.check()?;
+        self.cluster_margin.check()?;
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.vaal.check()?;

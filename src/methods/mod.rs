@@ -4,6 +4,7 @@
 pub mod adversarial_bim;
 mod badge;
 pub mod bald;
+pub mod cluster_margin;
 mod coreset;
 mod entropy;
 pub mod gcn;
@@ -143,6 +144,16 @@ pub static METHODS: &[Entry] = &[
         costs: "K·U·(C + D), U·(C + D)",
         remembers: "nothing",
         make: |_| Box::new(badge::Badge),
+    },
+    Entry {
+        id: "cluster-margin",
+        paper_name: "ClusterMargin",
+        kind: Kind::Sal,
+        about: "small margins, spread over average-linkage clusters of the pool",
+        needs: "embeddings of the pool (once), logits",
+        costs: "N²·D once, then U·C; N² or N·D once",
+        remembers: "the cluster of every example",
+        make: |config| Box::new(cluster_margin::ClusterMargin::new(config)),
     },
     Entry {
         id: "coreset",

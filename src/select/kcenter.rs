@@ -81,6 +81,26 @@ pub(super) fn non_finite(row: u32) -> Error {
     Error::NonFinite { what: format!("row {row} of the embeddings holds a NaN or an infinity; nothing was selected") }
 }
 
+/// Refuses a NaN or an infinity in the rows of x (N, D) whose mask (N) is not 0.
+fn check_masked(cuda: &Cuda, x: &Tensor, mask: &Buf<u8>) -> Result<()> {
+    let [n, d] = x.shape().matrix(OP)?;
+    let mut bad = Buf::from_host(x.device(), &[u32::MAX])?;
+    launch::kcenter_check_f32(cuda, Launch::warps(n, 256), &mut bad, x.buf(OP)?, mask, n as i32, d as i32)?;
+    match bad.to_host()?.first() {
+        Some(row) if *row != u32::MAX => Err(non_finite(*row)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a NaN or an infinity in x (N, D), f32, and names the row.
+pub(super) fn check_finite(x: &Tensor) -> Result<()> {
+    let [n, _] = x.shape().matrix(OP)?;
+    match x.device() {
+        Device::Cpu => cpu::check_finite(x, &[&(0..n as u32).collect::<Vec<_>>()]),
+        Device::Cuda(cuda) => check_masked(cuda, x, &Buf::from_host(x.device(), &vec![1u8; n])?),
+    }
+}
+
 /// Picks per submission. Nothing happens in those beyond the last.
 const PICKS: usize = 8;
 
@@ -138,12 +158,7 @@ impl Resident {
             part: Buf::stale(device, n.div_ceil(128))?,
             state: Buf::from_host(device, &[0, u32::MAX])?,
         };
-        let mut bad = Buf::from_host(device, &[u32::MAX])?;
-        let l = Launch::warps(n, 256);
-        launch::kcenter_check_f32(cuda, l, &mut bad, x.buf(OP)?, &r.mask, n as i32, d as i32)?;
-        if let Some(row) = bad.to_host()?.first().filter(|row| **row != u32::MAX) {
-            return Err(non_finite(*row));
-        }
+        check_masked(cuda, x, &r.mask)?;
         let rows = Buf::from_host(device, centres)?;
         let mut c = x.stale_like([centres.len(), d])?;
         let l = Launch::grid(centres.len(), 1, 1, 256);
@@ -221,6 +236,10 @@ mod cpu {
             ids.for_each(|i| p.push(self.of(i)));
             p
         }
+    }
+
+    pub fn check_finite(x: &Tensor, ids: &[&[u32]]) -> Result<()> {
+        Rows::new(x, ids).map(drop)
     }
 
     pub fn worst(x: &Tensor, covered: &[u32], others: &[u32]) -> Result<f32> {

@@ -3,12 +3,14 @@
 
 mod attack;
 mod cover;
+mod hac;
 mod kcenter;
 mod kmeans;
 mod seeding;
 
 pub use attack::{Along, Attack, NEVER};
 pub use cover::{Cover, max_cover, purity_radius};
+pub use hac::{Merge, Tree, average_linkage};
 pub use kcenter::{Picks, coverage_radius, kcenter};
 pub use kmeans::{Clusters, Stops, kmeans, lloyd};
 pub(crate) use seeding::first_non_finite;

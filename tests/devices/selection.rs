@@ -3,7 +3,9 @@
 use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
-use dalcore::select::{Points, Stops, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius};
+use dalcore::select::{
+    Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius,
+};
 use dalcore::tensor::Tensor;
 
 use crate::common::{assert_close, cuda, cuda_with};
@@ -22,6 +24,7 @@ pub fn all() {
         distances(&s.device);
         centres(&s.device);
         seeds(&s.device);
+        linkage(&s.device);
         cover(&s.device);
         clusters(&s.device);
     }
@@ -159,6 +162,28 @@ fn clusters(d: &Device) {
                 })
             };
             assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}, {k} clusters, {levels} levels, {shift}");
+        }
+    }
+}
+
+/// Trees of clusters, exact and from means, on numbers with many ties and without: the same bits.
+fn linkage(d: &Device) {
+    let r = Rng::new(22);
+    let uniform: Vec<f32> = (0..150 * 7).map(|e| r.uniform(e)).collect();
+    for (n, x) in [(1, vec![1.0; 3]), (2, whole(2 * 3, 9, 1)), (140, whole(140 * 35, 3, 2)), (150, uniform)] {
+        for memory in [0, u64::MAX] {
+            let run = |d: &Device| {
+                let x = Tensor::new(d, [n, x.len() / n], &x).unwrap();
+                average_linkage(&x, memory, &|| Ok(())).unwrap()
+            };
+            assert_eq!(run(d), run(&Device::Cpu), "{n} rows, {memory} bytes");
+        }
+    }
+    for (bad, why) in [(f32::NAN, "row 2 of"), (3e38, "scale them")] {
+        let x = Tensor::new(d, [3, 1], &[1.0, 5.0, bad]).unwrap();
+        for memory in [0, u64::MAX] {
+            let e = average_linkage(&x, memory, &|| Ok(())).unwrap_err().to_string();
+            assert!(e.contains(why), "{e}");
         }
     }
 }
