@@ -137,7 +137,7 @@ def main():
     args.add_argument("program")
     args.add_argument("case", nargs="*", default=[], help=", ".join(CASES))
     args.add_argument("--runs", type=int, default=3)
-    args = args.parse_args()
+    args = args.parse_intermixed_args()
     for name in args.case or CASES:
         peers = {}
         if CASES[name] is not None:
