@@ -441,3 +441,26 @@ fn vaal_can_be_stopped() {
     assert!(refused("vaal.discriminator=4").contains("3 or 5"));
     assert!(refused("vaal.kl=max").contains("vaal.kl") && refused("vaal.epochs=1000001").contains("vaal.epochs"));
 }
+
+/// An arm takes the whole batch; which one follows the round; over the rounds what is drawn is what pays.
+#[test]
+fn albl_is_one_of_its_arms() {
+    let s = scene();
+    let mut albl = (entry("albl").make)(&s.config);
+    let model = s.model(&mut *albl);
+    let mut drawn = [0, 0];
+    for round in 1..=40 {
+        let picks = s.select(&mut *albl, &model, "albl", 64, round, 30).unwrap();
+        let arms = ["least-confidence", "coreset"]
+            .map(|id| s.select(&mut *(entry(id).make)(&s.config), &model, id, 64, round, 30).unwrap());
+        assert!(arms.contains(&picks) && arms[0] != arms[1]);
+        drawn[usize::from(picks == arms[1])] += 1;
+        let state = albl.save();
+        assert_eq!(state["queried"].as_array().unwrap().len(), 30 * round as usize);
+        assert_eq!(state["last"][0], u32::from(picks == arms[1]));
+    }
+    assert!(drawn[0] > 0 && drawn[1] > 0, "{drawn:?}");
+    for bad in ["{}", r#"{"weights":[1.0],"last":null,"queried":[]}"#] {
+        assert!(albl.restore(&serde_json::from_str(bad).unwrap()).is_err());
+    }
+}

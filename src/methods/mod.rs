@@ -2,6 +2,7 @@
 //! [`crate::select`], the heavy lifting in kernels.
 
 pub mod adversarial_bim;
+mod albl;
 mod badge;
 pub mod bald;
 pub mod cluster_margin;
@@ -114,6 +115,16 @@ pub static METHODS: &[Entry] = &[
         costs: "U, U",
         remembers: "nothing",
         make: |_| Box::new(random::Random),
+    },
+    Entry {
+        id: "albl",
+        paper_name: "ALBL",
+        kind: Kind::Sal,
+        about: "a bandit draws least-confidence or coreset each round, paid by weighted training accuracy",
+        needs: "what the arm drawn needs, logits of the labelled",
+        costs: "that of the arm drawn + L·C, N·D",
+        remembers: "weights of the arms, the last arm, the probability of each query",
+        make: |_| Box::new(albl::Albl::default()),
     },
     Entry {
         id: "adversarial-bim",
