@@ -5,7 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
-use crate::methods::{adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, power_bald, probcover, vaal};
+use crate::methods::{
+    adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, vaal,
+};
 use crate::nn::Precision;
 use crate::train::Recipe;
 use crate::{Error, Result, names};
@@ -36,6 +38,8 @@ pub struct Config {
     /// Likewise.
     #[serde(rename = "cluster-margin")]
     pub cluster_margin: cluster_margin::Settings,
+    /// Likewise.
+    pub mcadl: mcadl::Settings,
     /// Likewise.
     #[serde(rename = "core-gcn")]
     pub core_gcn: gcn::CoreSettings,
@@ -217,6 +221,7 @@ impl Config {
             kmeans: kmeans::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
             cluster_margin: cluster_margin::Settings::default(),
+            mcadl: mcadl::Settings::of(profile),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
             vaal: vaal::Settings::of(profile),
@@ -299,6 +304,7 @@ impl Config {
         self.bald.check()?;
         self.kmeans.check()?;
         self.cluster_margin.check()?;
+        self.mcadl.check()?;
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.vaal.check()?;

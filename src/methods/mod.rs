@@ -13,6 +13,7 @@ pub mod kmeans;
 pub mod learning_loss;
 mod least_confidence;
 mod margin;
+pub mod mcadl;
 mod mean_std;
 pub mod power_bald;
 pub mod probcover;
@@ -205,6 +206,16 @@ pub static METHODS: &[Entry] = &[
         costs: "U·C, U·C",
         remembers: "nothing",
         make: |_| Box::new(least_confidence::LeastConfidence),
+    },
+    Entry {
+        id: "mcadl",
+        paper_name: "MCADL",
+        kind: Kind::Sal,
+        about: "unlike labelled pixels, uncertain, and of a class in need, blended by accuracy",
+        needs: "pixels, logits of labelled and unlabelled",
+        costs: "U·L·P for images of P values, U·C",
+        remembers: "accuracy per class",
+        make: |config| Box::new(mcadl::Mcadl::new(config)),
     },
     Entry {
         id: "core-gcn",

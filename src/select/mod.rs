@@ -6,6 +6,7 @@ mod cover;
 mod hac;
 mod kcenter;
 mod kmeans;
+mod likeness;
 mod seeding;
 
 pub use attack::{Along, Attack, NEVER};
@@ -13,5 +14,6 @@ pub use cover::{Cover, max_cover, purity_radius};
 pub use hac::{Merge, Tree, average_linkage};
 pub use kcenter::{Picks, coverage_radius, kcenter};
 pub use kmeans::{Clusters, Stops, kmeans, lloyd};
+pub use likeness::{Labelled, Unlike, unlikeness};
 pub(crate) use seeding::first_non_finite;
 pub use seeding::{Points, kmeans_pp, label_gradients};

@@ -4,7 +4,8 @@ use dalcore::device::Device;
 use dalcore::ops;
 use dalcore::rng::Rng;
 use dalcore::select::{
-    Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover, purity_radius,
+    Labelled, Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover,
+    purity_radius, unlikeness,
 };
 use dalcore::tensor::Tensor;
 
@@ -25,6 +26,7 @@ pub fn all() {
         centres(&s.device);
         seeds(&s.device);
         linkage(&s.device);
+        likeness(&s.device);
         cover(&s.device);
         clusters(&s.device);
     }
@@ -185,5 +187,24 @@ fn linkage(d: &Device) {
             let e = average_linkage(&x, memory, &|| Ok(())).unwrap_err().to_string();
             assert!(e.contains(why), "{e}");
         }
+    }
+}
+
+/// Votes of the nearest images and how unlike they are: the same bits. Odd numbers of pixels, fewer than five labelled, a
+/// class that is predicted and has none, copies and an image of zeros.
+fn likeness(d: &Device) {
+    let r = Rng::new(23);
+    for (n, p, l, classes) in [(9, 3, 2, 2), (90, 50, 41, 4), (140, 131, 70, 12)] {
+        let mut images: Vec<u8> = (0..n * p).map(|e| (r.u32(e as u64) % 3 * 127) as u8).collect();
+        images[n / 2 * p..(n / 2 + 1) * p].fill(0);
+        let labels: Vec<u32> = (0..l as u64).map(|e| r.lane(1).u32(e) % (classes - 1)).collect();
+        let predicted: Vec<u32> = (0..l as u64).map(|e| r.lane(2).u32(e) % classes).collect();
+        let (rows, of): (Vec<u32>, Vec<u32>) = ((0..l).collect(), (l..n as u32).collect());
+        let labelled = Labelled { rows: &rows, labels: &labels, predicted: &predicted, classes: classes as usize };
+        let run = |d: &Device| {
+            let images = Tensor::new(d, [n, p], &images).unwrap();
+            unlikeness(&images, &of, &labelled, &|| Ok(())).unwrap()
+        };
+        assert_eq!(run(d), run(&Device::Cpu), "{n} images of {p}");
     }
 }
