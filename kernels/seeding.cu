@@ -194,6 +194,7 @@ KERNEL seeding_draw_f32(
     __syncthreads();
     if (t == 0) {
         double total = 0.0;
+#pragma unroll 4  // not all of them, which would need more registers than there are
         for (int i = 0; i < RUNS; ++i) total += sums[i];
         uint4 words = philox_block(seed_lo, seed_hi, lane, a, b, at);
         double u = (double)(((uint64_t)words.x << 32 | words.y) >> 11) * 0x1p-53;
@@ -201,6 +202,7 @@ KERNEL seeding_draw_f32(
         // Where rounding leaves no sum beyond the target, the last with any weight.
         double before = 0.0, from = 0.0;
         int hit = -1;
+#pragma unroll 4
         for (int i = 0; i < RUNS; ++i) {
             if (sums[i] > 0.0) hit = i, from = before;
             before += sums[i];
@@ -238,6 +240,7 @@ KERNEL seeding_draw_f32(
     if (t != 0) return;  // no barrier follows
     if (block != NONE) {
         double before = aim[1];
+#pragma unroll 4
         for (int i = 0; i < ROWS; ++i) {
             if (rows[i] > 0.0f) row = block * ROWS + i, before += rows[i];
             if (before > aim[0]) break;
