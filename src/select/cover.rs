@@ -201,7 +201,9 @@ mod tests {
             let left: Vec<u32> = candidates.iter().copied().filter(|c| !cover.ids.contains(c)).collect();
             let most = left.iter().map(count).max().unwrap();
             let pick = *left.iter().find(|c| count(c) == most).unwrap();
-            (cover.ids.push(pick), cover.gain.push(most), centres.push(pick));
+            cover.ids.push(pick);
+            cover.gain.push(most);
+            centres.push(pick);
         }
         cover
     }
