@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion};
 use dalcore::device::Device;
 use dalcore::ops::{gather_rows, nearest_update, top_k};
 use dalcore::rng::{Purpose, Rng};
-use dalcore::select::{Points, kcenter, kmeans_pp, label_gradients, lloyd};
+use dalcore::select::{Points, average_linkage, kcenter, kmeans_pp, label_gradients, lloyd};
 use dalcore::tensor::Tensor;
 
 /// What is timed.
@@ -19,6 +19,8 @@ enum Rule {
     Badge { classes: usize },
     /// Iterations of Lloyd from the first rows.
     KMeans { iterations: u32 },
+    /// All merges; compared where this many clusters are left.
+    Linkage { clusters: usize },
 }
 
 /// A pool of embeddings: rows, width, picks or centres, clusters.
@@ -43,6 +45,8 @@ const CASES: &[Case] = &[
     case("badge", Rule::Badge { classes: 10 }, 45_000, 128, 2_500, 50),
     case("badge-tiny", Rule::Badge { classes: 200 }, 90_000, 512, 5_000, 200),
     case("kmeans", Rule::KMeans { iterations: 10 }, 45_000, 128, 2_500, 50),
+    case("linkage", Rule::Linkage { clusters: 20 }, 20_000, 128, 0, 50),
+    case("linkage-mnist", Rule::Linkage { clusters: 20 }, 60_000, 50, 0, 10),
 ];
 
 /// A standard normal number.
@@ -126,8 +130,20 @@ fn once(case: &Case) {
             let c = lloyd(&x, &centres, iterations, 0.0).unwrap();
             (start.elapsed(), c.distances.to_f64().unwrap().iter().sum())
         }
+        Rule::Linkage { clusters } => {
+            let start = Instant::now();
+            let tree = average_linkage(&x, 8 << 30, &|| Ok(())).unwrap();
+            (start.elapsed(), pairs(&tree.cut(clusters)))
+        }
     };
     println!("{:.4} {print:.0} {}", seconds.as_secs_f64(), peak());
+}
+
+/// Pairs of rows in one cluster.
+fn pairs(of: &[u32]) -> f64 {
+    let mut sizes = vec![0.0; of.len()];
+    of.iter().for_each(|c| sizes[*c as usize] += 1.0);
+    sizes.iter().map(|n| n * (n - 1.0) / 2.0).sum()
 }
 
 /// The labelled rows come first.

@@ -6,6 +6,7 @@ medians of the runs and the ratio of each peer to dalcore.
 
 k-center   kcenter-128, kcenter-512 (45,000 rows, 5,000 labelled, 2,500 picks), kcenter-mnist; kcenter-million (memory)
 BADGE      badge (45,000 rows, 10 classes, width 128, 2,500 picks); badge-tiny (90,000, 200, 512, 5,000: memory)
+linkage    linkage (20,000 x 128): all merges, and how many pairs of rows share one of 20 clusters; linkage-mnist (60,000 x 50)
 k-means    kmeans (45,000 x 128, 2,500 centres): seconds for an iteration of Lloyd from the same centres
 The threads are two unless RAYON_NUM_THREADS says otherwise.
 """
@@ -103,6 +104,18 @@ def lloyd_scikit(x, centres):
     return np.array([k.inertia_])
 
 
+def linkage_scikit(x, clusters):
+    from sklearn.cluster import AgglomerativeClustering
+
+    sizes = np.bincount(AgglomerativeClustering(clusters, linkage="average").fit_predict(x))
+    return sizes * (sizes - 1) // 2
+
+
+def linkage(read, clusters):
+    x = read("x")
+    return {"scikit-learn": lambda: linkage_scikit(x, clusters)}
+
+
 def kcenter(read, case):
     labelled, k = case
     x = read("x")
@@ -127,8 +140,10 @@ CASES = {
     "kcenter-mnist": (kcenter, (1_200, 1_200)),
     "badge": (badge, 2_500),
     "kmeans": (kmeans, 2_500),
+    "linkage": (linkage, 20),
     "kcenter-million": None,
     "badge-tiny": None,
+    "linkage-mnist": None,
 }
 
 
