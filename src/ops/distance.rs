@@ -401,7 +401,12 @@ pub(crate) mod fast {
             let d = tile.len();
             if centres.len() < PAIR * d {
                 for (acc, c) in acc.iter_mut().zip(centres.chunks_exact(d)) {
-                    tile.iter().zip(c).for_each(|(x, y)| add_square::<FMA>(acc, x, *y));
+                    // No closure: it would not inherit the instruction set.
+                    let mut a = *acc;
+                    for (x, y) in tile.iter().zip(c) {
+                        add_square::<FMA>(&mut a, x, *y);
+                    }
+                    *acc = a;
                 }
                 return;
             }

@@ -305,10 +305,12 @@ mod cpu {
     const PIECES: usize = 8;
     /// Centres of a panel.
     const PANEL: usize = 8;
-    /// Scores summed side by side: those of a whole panel do not fit sixteen registers.
+    /// Scores summed side by side: with those of a whole panel LLVM gives up and adds lane by lane.
     const SIDE: usize = 4;
     /// Rows of a task.
     const BLOCK: usize = 64;
+    /// The label of a row that is still to be compared with all centres by differences.
+    const OPEN: u32 = u32::MAX;
     /// Centres of a group, on average.
     const GROUP: usize = 64;
 
@@ -508,7 +510,7 @@ mod cpu {
         /// Labels of some rows that are near each other. A group is passed over for a tile when for each of its rows all of
         /// the group is farther away than a centre that was met: d(x, c) ≥ d(x, pivot) − radius. Canonical distances are
         /// off by their (D + 2) u-th part; all distances here are lowered or raised by 4 (D + 16) u, so the canonical ones
-        /// say the same.
+        /// say the same. A row whose label the scores do not prove gets [`OPEN`].
         fn label(&self, labels: &mut [u32], rows: &[u32], x: &[f32], norms: &[f32]) {
             let d = self.d;
             let of = |i: u32| &x[i as usize * d..][..d];
@@ -552,18 +554,12 @@ mod cpu {
                     }
                 }
             }
-            let mut open = Vec::new();
             for (i, label) in labels.iter_mut().enumerate() {
                 let (t, r) = (i / ROWS, i % ROWS);
                 let top = &tops[t];
-                *label = self.number[top.at[r] as usize];
-                if !decided(top.first[r], top.second[r], norm[t][r], self.widest, d) {
-                    open.push(i);
-                }
+                let sure = decided(top.first[r], top.second[r], norm[t][r], self.widest, d);
+                *label = if sure { self.number[top.at[r] as usize] } else { OPEN };
             }
-            let mut of_open = vec![0; open.len()];
-            fast::closest(&mut of_open, |i| of(rows[open[i]]), &self.centres, d);
-            open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
         }
     }
 
@@ -596,7 +592,17 @@ mod cpu {
         let found = &mut near;
         let blocks = found.par_chunks_mut(BLOCK).zip(order.par_chunks(BLOCK));
         blocks.for_each(|(found, rows)| groups.label(found, rows, x, norms));
-        order.iter().zip(found).for_each(|(i, l)| labels[*i as usize] = *l);
+        let mut open = Vec::new();
+        for (i, l) in order.iter().zip(found) {
+            labels[*i as usize] = *l;
+            if *l == OPEN {
+                open.push(*i as usize);
+            }
+        }
+        // All of them together: tiles are full then, and four share their centres.
+        let mut of_open = vec![0; open.len()];
+        fast::closest(&mut of_open, |i| &x[open[i] * d..][..d], &groups.centres, d);
+        open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
     }
 
     /// An upper bound of the squared distance of a row to the centre with its best score.

@@ -186,14 +186,17 @@ mod cpu {
 
     use super::{BLOCK, OP, Points, RUNS, uniform};
     use crate::device::cpu as threads;
+    use crate::device::lane::{LANES as EIGHT, Lane as Register, load, store};
     use crate::device::simd::mul_add;
     use crate::rng::Rng;
     use crate::tensor::Tensor;
-    use crate::{Result, simd};
+    use crate::{Result, lanes, simd};
 
     /// Rows of a tile, and one feature of them.
     const ROWS: usize = 16;
     type Lane = [f32; ROWS];
+    /// 2⁻²⁴
+    const U: f32 = 1.0 / 16_777_216.0;
     /// Lanes of a sum.
     const LANES: usize = 32;
     /// Blocks of a task.
@@ -213,9 +216,46 @@ mod cpu {
         });
     }
 
-    /// The lanes of a sum, added.
+    /// The last features of a row, and zeros behind them: those add nothing.
     #[inline(always)]
-    fn tree(mut lanes: [f32; LANES]) -> f32 {
+    fn padded(rest: &[f32]) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        lanes.iter_mut().zip(rest).for_each(|(l, v)| *l = *v);
+        lanes
+    }
+
+    /// (a − c)², or a c, to each lane.
+    #[inline(always)]
+    fn add<V: Register, const DIFFERENCES: bool>(acc: &mut [V; LANES / EIGHT], a: &[f32; LANES], c: &[f32; LANES]) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let (a, c): (V, V) = (load(a, i * EIGHT), load(c, i * EIGHT));
+            if DIFFERENCES {
+                // c · −1 + a is a − c, rounded once.
+                let t = c.mul_add(V::splat(-1.0), a);
+                *acc = t.mul_add(t, *acc);
+            } else {
+                *acc = a.mul_add(c, *acc);
+            }
+        }
+    }
+
+    /// Σ (a − c)², or Σ a c, in the canonical order: the 32 lanes are four registers.
+    #[inline(always)]
+    fn sum<V: Register, const DIFFERENCES: bool>(a: &[f32], c: &[f32]) -> f32 {
+        let mut acc = [V::splat(0.0); LANES / EIGHT];
+        let (a, rest_a) = a.as_chunks::<LANES>();
+        let (c, rest_c) = c.as_chunks::<LANES>();
+        for (a, c) in a.iter().zip(c) {
+            add::<V, DIFFERENCES>(&mut acc, a, c);
+        }
+        if !rest_a.is_empty() {
+            let (a, c) = (padded(rest_a), padded(rest_c));
+            add::<V, DIFFERENCES>(&mut acc, &a, &c);
+        }
+        let mut lanes = [0.0; LANES];
+        for (i, acc) in acc.into_iter().enumerate() {
+            store(acc, &mut lanes, i * EIGHT);
+        }
         for half in [16, 8, 4, 2, 1] {
             for l in 0..half {
                 lanes[l] += lanes[l + half];
@@ -224,51 +264,51 @@ mod cpu {
         lanes[0]
     }
 
-    /// Σ (a − c)², or Σ a c, in the canonical order.
     #[inline(always)]
-    fn sum<const FMA: bool, const DIFFERENCES: bool>(a: &[f32], c: &[f32]) -> f32 {
-        let mut lanes = [0.0; LANES];
-        let (a, rest_a) = a.as_chunks::<LANES>();
-        let (c, rest_c) = c.as_chunks::<LANES>();
-        for (a, c) in a.iter().zip(c) {
-            for l in 0..LANES {
-                let (t, y) = if DIFFERENCES { (a[l] - c[l], a[l] - c[l]) } else { (a[l], c[l]) };
-                lanes[l] = mul_add::<FMA>(t, y, lanes[l]);
-            }
+    fn squares_body<V: Register>(y: &mut [f32], x: &[f32], d: usize) {
+        for (y, x) in y.iter_mut().zip(x.chunks_exact(d)) {
+            *y = sum::<V, false>(x, x);
         }
-        for (lane, (a, c)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_c)) {
-            let (t, y) = if DIFFERENCES { (a - c, a - c) } else { (*a, *c) };
-            *lane = mul_add::<FMA>(t, y, *lane);
-        }
-        tree(lanes)
     }
 
-    simd! {
-        fn squares_of(y: &mut [f32], x: &[f32], d: usize) {
-            for (y, x) in y.iter_mut().zip(x.chunks_exact(d)) {
-                *y = sum::<FMA, false>(x, x);
-            }
-        }
+    lanes! {
+        fn squares_of(y: &mut [f32], x: &[f32], d: usize) = squares_body;
     }
 
     pub fn squares(y: &mut [f32], x: &[f32], d: usize) {
         threads::chunks(y, 1, |at, y| squares_of(y, &x[at * d..], d));
     }
 
-    simd! {
-        /// best = min(best, distance to row `last`) for the rows of x from `from` on; whether one became smaller.
-        fn lower_plain(best: &mut [f32], x: &[f32], d: usize, from: usize, last: usize) -> bool {
-            let centre = &x[last * d..][..d];
-            let mut changed = false;
-            for (best, row) in best.iter_mut().zip(x[from * d..].chunks_exact(d)) {
-                let d2 = sum::<FMA, true>(row, centre);
-                if d2 < *best {
-                    *best = d2;
-                    changed = true;
-                }
+    #[inline(always)]
+    fn lower_plain_body<V: Register>(best: &mut [f32], x: &[f32], d: usize, from: usize, last: usize) -> bool {
+        let centre = &x[last * d..][..d];
+        let mut changed = false;
+        for (best, row) in best.iter_mut().zip(x[from * d..].chunks_exact(d)) {
+            let d2 = sum::<V, true>(row, centre);
+            if d2 < *best {
+                *best = d2;
+                changed = true;
             }
-            changed
         }
+        changed
+    }
+
+    lanes! {
+        /// best = min(best, distance to row `last`) for the rows of x from `from` on; whether one became smaller.
+        fn lower_plain(best: &mut [f32], x: &[f32], d: usize, from: usize, last: usize) -> bool = lower_plain_body;
+    }
+
+    #[inline(always)]
+    fn products_body<V: Register>(y: &mut [f32], h: &[f32], d: usize, rows: &[usize], last: usize) {
+        let pick = &h[last * d..][..d];
+        for (y, i) in y.iter_mut().zip(rows) {
+            *y = sum::<V, false>(&h[*i * d..][..d], pick);
+        }
+    }
+
+    lanes! {
+        /// y = products of some rows of h with row `last`.
+        fn products(y: &mut [f32], h: &[f32], d: usize, rows: &[usize], last: usize) = products_body;
     }
 
     /// Gradients, and what bounds their distances from below.
@@ -308,62 +348,116 @@ mod cpu {
         }
     }
 
-    simd! {
-        /// The same for gradients. δ·δ says for most rows that they stay nearer to an earlier pick, whatever their h:
-        /// |h_i·h_j| ≤ |h_i||h_j|. A sum over D features of products is off by at most (D + 1) u Σ|ab| with u = 2⁻²⁴, so
-        /// the computed h·h is at most √(hh_i hh_j) (1 + 4 (D + 16) u) with room for the roots; the sum of the norms is
-        /// lowered by 8 u for its own rounding.
-        fn lower_gradients(best: &mut [f32], g: &Gradients, from: usize, last: usize) -> bool {
-            const U: f32 = 1.0 / 16_777_216.0;
-            let (c, d) = (g.c, g.d);
-            let (delta, h) = (&g.delta[last * c..][..c], &g.h[last * d..][..d]);
-            let reach = 2.0 * g.root[last] * (1.0 + 4.0 * (d as f32 + 16.0) * U);
-            let own = f64::from(g.dd[last]) * f64::from(g.hh[last]);
-            let mut changed = false;
-            for (t, best) in best.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-                let at = from + t * ROWS;
-                let mut lanes = [[0.0f32; ROWS]; LANES];
-                for (tile, delta) in g.tiles[at / ROWS * c..][..c].chunks(LANES).zip(delta.chunks(LANES)) {
-                    for ((lane, x), y) in lanes.iter_mut().zip(tile).zip(delta) {
-                        for r in 0..ROWS {
-                            lane[r] = mul_add::<FMA>(x[r], *y, lane[r]);
-                        }
-                    }
-                }
-                for half in [16, 8, 4, 2, 1] {
-                    for l in 0..half {
-                        for r in 0..ROWS {
-                            lanes[l][r] += lanes[l + half][r];
-                        }
-                    }
-                }
-                let dots = &lanes[0];
-                let (norm, root): (&[f32], &[f32]) = (&g.norm[at..at + ROWS], &g.root[at..at + ROWS]);
-                let mut open = 0u32;
+    #[inline(always)]
+    fn add_scaled<const FMA: bool>(acc: &mut Lane, x: &Lane, y: f32) {
+        for r in 0..ROWS {
+            acc[r] = mul_add::<FMA>(x[r], y, acc[r]);
+        }
+    }
+
+    /// Products of the rows of a tile with δ, in the canonical order. `lanes` is scratch, zeros at first: those of a small C
+    /// stay, and adding them would change nothing.
+    #[inline(always)]
+    fn tile_dots<const FMA: bool>(lanes: &mut [Lane; LANES], tile: &[Lane], delta: &[f32]) -> Lane {
+        let used = tile.len().min(LANES);
+        for (l, lane) in lanes[..used].iter_mut().enumerate() {
+            let mut acc = [0.0; ROWS];
+            for (x, y) in tile[l..].iter().step_by(LANES).zip(delta[l..].iter().step_by(LANES)) {
+                add_scaled::<FMA>(&mut acc, x, *y);
+            }
+            *lane = acc;
+        }
+        let mut half = used.next_power_of_two() / 2;
+        while half > 0 {
+            let (to, from) = lanes.split_at_mut(half);
+            for (to, from) in to.iter_mut().zip(&*from) {
                 for r in 0..ROWS {
-                    let most = if g.positive { dots[r].max(0.0) } else { dots[r].abs() };
-                    let low = (norm[r] + g.norm[last]) * (1.0 - 8.0 * U) - most * reach * root[r];
-                    // A bound that is NaN proves nothing.
-                    open |= u32::from(!(low >= best[r])) << r;
+                    to[r] += from[r];
                 }
-                while open != 0 {
-                    let r = open.trailing_zeros() as usize;
-                    open &= open - 1;
-                    let i = at + r;
-                    if i >= g.dd.len() {
-                        break;
-                    }
-                    let hh = sum::<FMA, false>(&g.h[i * d..][..d], h);
-                    let v = f64::from(g.dd[i]) * f64::from(g.hh[i]) + own - 2.0 * (f64::from(dots[r]) * f64::from(hh));
-                    let d2 = if v > 0.0 { v as f32 } else { 0.0 };
-                    if d2 < best[r] {
-                        best[r] = d2;
-                        changed = true;
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+
+    /// Bit r is set where a bound does not prove that row r stays as near as it is: one that is NaN proves nothing.
+    #[inline(always)]
+    fn not_at_least(low: &Lane, best: &Lane) -> u32 {
+        let mut open = 0u32;
+        for r in 0..ROWS {
+            let stays = low[r] >= best[r];
+            open |= u32::from(!stays) << r;
+        }
+        open
+    }
+
+    /// Lower bounds of the squared distances of the rows of a tile.
+    #[inline(always)]
+    fn lower_bounds(dots: &Lane, norm: &Lane, root: &Lane, positive: bool, last: f32, reach: f32) -> Lane {
+        let mut low = [0.0; ROWS];
+        for r in 0..ROWS {
+            let most = if positive { dots[r].max(0.0) } else { dots[r].abs() };
+            low[r] = (norm[r] + last) * (1.0 - 8.0 * U) - most * reach * root[r];
+        }
+        low
+    }
+
+    simd! {
+        /// Products δ·δ of the rows of a block with row `last`; puts the rows into `open` that those do not prove to stay
+        /// nearer to an earlier pick, whatever their h, and returns how many: |h_i·h_j| ≤ |h_i||h_j|. A sum over D features of
+        /// products is off by at most (D + 1) u Σ|ab| with u = 2⁻²⁴, so the computed h·h is at most
+        /// √(hh_i hh_j) (1 + 4 (D + 16) u) with room for the roots; the sum of the norms is lowered by 8 u for its own
+        /// rounding.
+        fn undecided(
+            open: &mut [usize; BLOCK],
+            dots: &mut [f32; BLOCK],
+            best: &[f32],
+            g: &Gradients,
+            from: usize,
+            last: usize,
+        ) -> usize {
+            let (c, d) = (g.c, g.d);
+            let delta = &g.delta[last * c..][..c];
+            let reach = 2.0 * g.root[last] * (1.0 + 4.0 * (d as f32 + 16.0) * U);
+            let mut lanes = [[0.0f32; ROWS]; LANES];
+            let mut count = 0;
+            let (norm, root) = (g.norm[from..].as_chunks::<ROWS>().0, g.root[from..].as_chunks::<ROWS>().0);
+            let tiles = g.tiles[from / ROWS * c..].chunks_exact(c);
+            let near = best.as_chunks::<ROWS>().0.iter().zip(dots.as_chunks_mut::<ROWS>().0).zip(tiles);
+            for (t, (((best, dots), tile), (norm, root))) in near.zip(norm.iter().zip(root)).enumerate() {
+                *dots = tile_dots::<FMA>(&mut lanes, tile, delta);
+                let low = lower_bounds(dots, norm, root, g.positive, g.norm[last], reach);
+                let mut left = not_at_least(&low, best);
+                while left != 0 {
+                    let i = from + t * ROWS + left.trailing_zeros() as usize;
+                    left &= left - 1;
+                    if i < g.dd.len() {
+                        open[count] = i;
+                        count += 1;
                     }
                 }
             }
-            changed
+            count
         }
+    }
+
+    /// The same as [`lower_plain`] for the gradients of a block.
+    fn lower_gradients(best: &mut [f32], g: &Gradients, from: usize, last: usize) -> bool {
+        let (mut open, mut dots, mut hh) = ([0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+        let count = undecided(&mut open, &mut dots, best, g, from, last);
+        products(&mut hh[..count], g.h, g.d, &open[..count], last);
+        let own = f64::from(g.dd[last]) * f64::from(g.hh[last]);
+        let mut changed = false;
+        for (i, hh) in open[..count].iter().zip(hh) {
+            let (best, dots) = (&mut best[i - from], dots[i - from]);
+            let v = f64::from(g.dd[*i]) * f64::from(g.hh[*i]) + own - 2.0 * (f64::from(dots) * f64::from(hh));
+            let d2 = if v > 0.0 { v as f32 } else { 0.0 };
+            if d2 < *best {
+                *best = d2;
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// The weights of a block, added.
