@@ -419,10 +419,7 @@ mod cpu {
             let (mut first, mut second, mut whose) = (top.first, top.second, top.at);
             for ((p, panel), start) in (0u32..).zip(panels.chunks_exact(tile.len())).zip(start.chunks_exact(PANEL)) {
                 for part in 0..PANEL / SIDE {
-                    let mut acc = [[0.0f32; ROWS]; SIDE];
-                    for i in 0..SIDE {
-                        acc[i] = [start[part * SIDE + i]; ROWS];
-                    }
+                    let mut acc: [Lane; SIDE] = std::array::from_fn(|i| [start[part * SIDE + i]; ROWS]);
                     for (x, y) in tile.iter().zip(panel) {
                         for i in 0..SIDE {
                             for r in 0..ROWS {
@@ -430,10 +427,10 @@ mod cpu {
                             }
                         }
                     }
-                    for i in 0..SIDE {
+                    for (i, acc) in acc.iter().enumerate() {
                         let number = at + p * PANEL as u32 + (part * SIDE + i) as u32;
                         for r in 0..ROWS {
-                            let (s, f) = (acc[i][r], first[r]);
+                            let (s, f) = (acc[r], first[r]);
                             let less = if s < f { s } else { f };
                             second[r] = if less > second[r] { less } else { second[r] };
                             whose[r] = if s > f { number } else { whose[r] };
