@@ -418,7 +418,7 @@ fn worked_example_of_stochastic_passes() {
     d.refused(
         "-m learning-loss --mc-probs s.npy -k 1",
         2,
-        &["needs a model in training", "random, bald, badge, coreset"],
+        &["needs a model in training", "random, bald, badge, cluster-margin, coreset, kmeans"],
     );
 }
 
@@ -498,4 +498,46 @@ fn probcover_takes_the_larger_group_first() {
     d.write("ids.txt", "4");
     let csv = d.ok("-m probcover --embeddings e.npy --probs p.npy --labeled ids.txt -k 1");
     assert_eq!(column(&csv, 1), ["1"]);
+}
+
+/// METHODS 6.9: two pairs and a lone row; ties to the lower row.
+#[test]
+fn kmeans_takes_the_rows_nearest_to_the_centres() {
+    let d = Dir::new("kmeans");
+    d.write("e.npy", matrix(&[&[0.0, 0.0], &[0.0, 1.0], &[5.0, 0.0], &[5.0, 1.0], &[9.0, 9.0]]));
+    let mut ids = column(&d.ok("-m kmeans --embeddings e.npy -k 3"), 1);
+    ids.sort();
+    assert_eq!(ids, ["0", "2", "4"]);
+    assert_eq!(column(&d.ok("-m kmeans --embeddings e.npy -k 5"), 1).len(), 5);
+    // Fewer places than centres.
+    d.write("same.npy", matrix(&[&[1.0, 2.0][..]; 6]));
+    let mut ids = column(&d.ok("-m kmeans --embeddings same.npy -k 4"), 1);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 4);
+    d.refused("-m kmeans --embeddings e.npy -k 3 --mem 1KiB", 2, &["kmeans on these 5 rows needs", "centres"]);
+}
+
+/// More rows than clusters (20): the pair of equal rows is one. Small margins first, a cluster at a time, small ones first.
+#[test]
+fn cluster_margin_spreads_small_margins() {
+    let d = Dir::new("cluster-margin");
+    let far: Vec<[f32; 2]> = (0..21).map(|i| [if i == 20 { 19.0 } else { i as f32 } * 10.0, 1.0]).collect();
+    d.write("e.npy", matrix(&far.iter().map(|r| &r[..]).collect::<Vec<_>>()));
+    // Rows 19 and 20 have the smallest margins and are one cluster; then 3 and 7.
+    let p = |i: usize| match i {
+        20 => 0.5,
+        19 => 0.51,
+        3 => 0.55,
+        7 => 0.6,
+        _ => 0.9 + 0.001 * i as f32,
+    };
+    let rows: Vec<[f32; 2]> = (0..21).map(|i| [p(i), 1.0 - p(i)]).collect();
+    d.write("p.npy", matrix(&rows.iter().map(|r| &r[..]).collect::<Vec<_>>()));
+    let csv = d.ok("-m cluster-margin --embeddings e.npy --probs p.npy -k 3");
+    // All candidates: clusters of one by number, in the first turn the pair comes last.
+    assert_eq!(column(&csv, 1), ["0", "1", "2"]);
+    let csv = d.ok("-m cluster-margin --embeddings e.npy --probs p.npy -k 21");
+    assert_eq!(column(&csv, 1)[19..], ["20", "19"]);
+    d.refused("-m cluster-margin --embeddings e.npy -k 1", 2, &["cluster-margin needs --probs or --logits"]);
 }

@@ -252,6 +252,11 @@ pub struct Query<'a> {
 }
 
 impl Query<'_> {
+    /// What memory depends on, for `k` picks.
+    fn sizes(&self, k: usize) -> Sizes {
+        self.inputs.sizes(self.labelled.len(), k)
+    }
+
     /// All embeddings (N, D), on the device.
     pub fn embeddings(&self) -> Result<Tensor> {
         let source = self.inputs.embeddings.as_ref().ok_or_else(|| missing(Input::Embeddings))?;

@@ -1,9 +1,14 @@
 //! The rules that need nothing but arrays, and what each of them needs.
 
 use super::{Form, Input, Picked, Query, Sizes};
+use crate::bench::config::Profile;
 use crate::device::Device;
+use crate::methods::cluster_margin::{self, round_robin};
+use crate::methods::kmeans as kmeans_method;
 use crate::ops::McRule;
-use crate::select::{Points, kcenter, kmeans_pp, label_gradients, max_cover, purity_radius};
+use crate::select::{
+    Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, max_cover, purity_radius,
+};
 use crate::tensor::Tensor;
 use crate::{Error, Result, methods, ops};
 
@@ -33,12 +38,20 @@ pub static RULES: &[Rule] = &[
     },
     Rule { id: "badge", wants: &[Input::Embeddings, Input::Predictions], score: "", memory: badge_memory, run: badge },
     Rule {
+        id: "cluster-margin",
+        wants: &[Input::Embeddings, Input::Predictions],
+        score: "largest − second largest probability",
+        memory: linkage_memory,
+        run: cluster_margin,
+    },
+    Rule {
         id: "coreset",
         wants: &[Input::Embeddings],
         score: "distance to the nearest row labelled or picked before",
         memory: kcenter_memory,
         run: coreset,
     },
+    Rule { id: "kmeans", wants: &[Input::Embeddings], score: "", memory: kmeans_memory, run: cluster_centres },
     Rule {
         id: "least-confidence",
         wants: &[Input::Predictions],
@@ -193,6 +206,41 @@ fn entropy(q: &Query, k: usize) -> Result<Picked> {
         (0.0 - terms.sum::<f64>()) as f32 // not −0 of a certain row
     };
     top(q, predicted(q, of_row, ops::entropy)?, k)
+}
+
+/// Embeddings; of clusters at least their means, scatters and a row of distances.
+fn linkage_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    let blocks = 4 * 256 * s.n + 4 * 256 * s.d;
+    vec![("embeddings", 4 * s.n * s.d), ("clusters", (4 * s.n * s.d + 64 * s.n).max(blocks + 64 * s.n))]
+}
+
+/// With the default settings of the method. Distances between clusters may take what the bound leaves.
+fn cluster_margin(q: &Query, k: usize) -> Result<Picked> {
+    let settings = cluster_margin::Settings::default();
+    let own: u64 = linkage_memory(&q.sizes(k)).iter().map(|(_, bytes)| bytes).sum();
+    let left = q.inputs.memory.saturating_sub(q.inputs.base(q.inputs.memory)).saturating_sub(own);
+    let clusters = average_linkage(&q.embeddings()?, left, &|| Ok(()))?.cut(settings.n_clusters);
+    let ranked = margin(q, k.saturating_mul(settings.candidates).min(q.candidates.len()))?;
+    let each: Vec<(u32, f32)> = ranked.ids.into_iter().zip(ranked.scores).collect();
+    let (ids, scores) = round_robin(&each, |(id, _)| clusters[id as usize], k).into_iter().unzip();
+    Ok(Picked { ids, scores, candidates: ranked.candidates })
+}
+
+/// Features; centres, the ones before them and their sums; labels, distances and bounds.
+fn kmeans_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    let u = s.n - s.l + 128;
+    vec![("features", 8 * u * s.d), ("centres", 24 * (s.k + 16) * s.d), ("labels", 64 * u)]
+}
+
+/// With the settings of the method in the profile `clean`.
+fn cluster_centres(q: &Query, k: usize) -> Result<Picked> {
+    let x = q.features()?;
+    let kmeans_method::Settings { restarts, iterations, tolerance } = kmeans_method::Settings::of(Profile::Clean);
+    let rows = match k == q.candidates.len() {
+        true => (0..k as u32).collect(),
+        false => kmeans(&x, k, Stops { restarts, iterations, tolerance }, q.rng)?.central(&x)?,
+    };
+    Ok(Picked { ids: rows.into_iter().map(|r| q.candidates[r as usize]).collect(), ..Picked::default() })
 }
 
 /// Features; gradients, as they are read, on the device and turned; norms and weights.
