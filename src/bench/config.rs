@@ -220,7 +220,7 @@ impl Config {
             bald: bald::Settings::of(profile),
             kmeans: kmeans::Settings::of(profile),
             learning_loss: learning_loss::Settings::of(profile),
-            cluster_margin: cluster_margin::Settings::default(),
+            cluster_margin: cluster_margin::Settings::of(profile),
             mcadl: mcadl::Settings::of(profile),
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),

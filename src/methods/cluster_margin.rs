@@ -2,14 +2,16 @@
 //!                         first, a random one in each (Citovsky et al. 2021).
 //! reference code does:    20 clusters of the last map, of which one image's values stood for its whole batch; the smallest
 //!                         margin of a cluster.
-//! dalcore does:           20 clusters of the penultimate features; the smallest margin of a cluster.
+//! dalcore does:           20 clusters of the penultimate features; the smallest margin of a cluster. One image for its batch
+//!                         in `repro`.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Method, Query};
-use crate::bench::config::Config;
+use crate::bench::config::{Config, Profile};
 use crate::data::PoolIdx;
 use crate::select::average_linkage;
+use crate::tensor::Tensor;
 use crate::{Error, Result, ops};
 
 /// Keys under `cluster-margin`.
@@ -24,15 +26,17 @@ pub struct Settings {
     pub candidates: usize,
     /// GiB that the distances of the clustering may take; beyond it they are squared, which other clusters come of.
     pub memory_gib: f64,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings { n_clusters: 20, mean_cluster_size: 0.0, candidates: 10, memory_gib: 8.0 }
-    }
+    /// As the reference code: the second image of each batch, as the data set is evaluated in, stands for all of it.
+    pub reference_bugs: bool,
 }
 
 impl Settings {
+    /// Those of a profile.
+    pub fn of(profile: Profile) -> Settings {
+        let reference_bugs = profile == Profile::Repro;
+        Settings { n_clusters: 20, mean_cluster_size: 0.0, candidates: 10, memory_gib: 8.0, reference_bugs }
+    }
+
     /// Refuses what no query can use.
     pub fn check(&self) -> Result<()> {
         let refuse =
@@ -74,7 +78,12 @@ impl ClusterMargin {
 impl Method for ClusterMargin {
     fn select(&mut self, q: &Query, n: usize) -> Result<Vec<PoolIdx>> {
         if self.clusters.is_empty() {
-            let tree = average_linkage(q.embeddings()?, self.settings.memory(), q.trainer.check)?;
+            let mut x = q.embeddings()?.clone();
+            if self.settings.reference_bugs {
+                let rows = stand_ins(q.pool_len(), q.trainer.data.spec.batch_test);
+                x = ops::gather_rows(&x, &Tensor::new(x.device(), [rows.len()], &rows)?)?;
+            }
+            let tree = average_linkage(&x, self.settings.memory(), q.trainer.check)?;
             self.clusters = match self.settings.mean_cluster_size {
                 0.0 => tree.cut(self.settings.n_clusters),
                 size => tree.cut_to_mean_size(size),
@@ -97,6 +106,11 @@ impl Method for ClusterMargin {
             .map_err(|e| Error::Data { path: "the clusters of cluster-margin".into(), why: e.to_string() })?;
         Ok(())
     }
+}
+
+/// For each of `n` rows the second of its batch, the first where it is alone.
+fn stand_ins(n: usize, batch: usize) -> Vec<u32> {
+    (0..n).map(|row| (row / batch * batch + 1).min(n - 1) as u32).collect()
 }
 
 /// The first `n` of a round over clusters, small ones first and then by number, that takes from each the first of
@@ -127,6 +141,7 @@ mod tests {
         assert_eq!(pick(4), [4, 9, 7, 8]);
         assert_eq!(pick(6), [4, 9, 7, 8, 3, 1]);
         assert_eq!(pick(99), [4, 9, 7, 8, 3, 1, 2]);
+        assert_eq!(stand_ins(7, 3), [1, 1, 1, 4, 4, 4, 6]);
         // All in one: plain margin. Equal sizes: by number.
         assert_eq!(round_robin(&[5, 2, 9], |_| 3, 2), [5, 2]);
         assert_eq!(round_robin(&[5, 2, 9], |id| 10 - id, 3), [9, 5, 2]);

@@ -214,9 +214,9 @@ fn linkage_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
     vec![("embeddings", 4 * s.n * s.d), ("clusters", (4 * s.n * s.d + 64 * s.n).max(blocks + 64 * s.n))]
 }
 
-/// With the default settings of the method. Distances between clusters may take what the bound leaves.
+/// With the settings of the method in the profile `clean`. Distances between clusters may take what the bound leaves.
 fn cluster_margin(q: &Query, k: usize) -> Result<Picked> {
-    let settings = cluster_margin::Settings::default();
+    let settings = cluster_margin::Settings::of(Profile::Clean);
     let own: u64 = linkage_memory(&q.sizes(k)).iter().map(|(_, bytes)| bytes).sum();
     let left = q.inputs.memory.saturating_sub(q.inputs.base(q.inputs.memory)).saturating_sub(own);
     let clusters = average_linkage(&q.embeddings()?, left, &|| Ok(()))?.cut(settings.n_clusters);
