@@ -45,6 +45,15 @@ def lowest(score, labelled, k):
     return np.argsort(score, kind="stable")[:k].tolist()
 
 
+def entropy(p):
+    """In f64, classes in their order, rounded to f32 as dalcore ranks it: what differs in the last bits there is a tie."""
+    total = np.zeros(len(p))
+    for j in range(p.shape[1]):
+        v = p[:, j].astype(np.float64)
+        total += np.where(v > 0, v * np.log(np.where(v > 0, v, 1)), 0)
+    return (-total).astype(np.float32)
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument("--dalcore", default="target/release/dalcore")
@@ -68,6 +77,7 @@ def main():
             "coreset": lambda: coreset(x, labelled, a.k),
             "least-confidence": lambda: lowest(p.max(1), labelled, a.k),
             "margin": lambda: lowest(np.sort(p, 1)[:, -1] - np.sort(p, 1)[:, -2], labelled, a.k),
+            "entropy": lambda: lowest(-entropy(p), labelled, a.k),
         }
         listing = subprocess.run([a.dalcore, "methods"], capture_output=True, text=True, check=True).stdout
         bad = 0

@@ -210,7 +210,8 @@ fn entropy(q: &Query, k: usize) -> Result<Picked> {
 
 /// Embeddings; of clusters at least their means, scatters and a row of distances.
 fn linkage_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
-    let blocks = 4 * 256 * s.n + 4 * 256 * s.d;
+    // A quarter, half, three quarters and all as wide, see average_linkage.
+    let blocks = 10 * 256 * s.n + 4 * 256 * s.d;
     vec![("embeddings", 4 * s.n * s.d), ("clusters", (4 * s.n * s.d + 64 * s.n).max(blocks + 64 * s.n))]
 }
 

@@ -115,8 +115,8 @@ fn place(i: usize, j: usize) -> usize {
     i * (i - 1) / 2 + j
 }
 
-/// `f(first row, squared distances (rows, columns))` for blocks of rows; `columns`: those before the end of the block, or
-/// all.
+/// `f(first row, squared distances (rows, columns))` for blocks of rows; `columns`: at least those before the end of the
+/// block, or all.
 fn distance_blocks(
     x: &Tensor,
     half: bool,
@@ -127,7 +127,8 @@ fn distance_blocks(
     for first in (0..n).step_by(BLOCK) {
         check()?;
         let rows = BLOCK.min(n - first);
-        let columns = if half { first + rows } else { n };
+        // Four widths only: memory that is let go is kept for the same size, so each new one would stay held.
+        let columns = if half { (first + rows).next_multiple_of(n.div_ceil(4)).min(n) } else { n };
         f(first, &pairwise_sq(&slice_rows(x, first, rows)?, &slice_rows(x, 0, columns)?)?)?;
     }
     Ok(())
