@@ -3,7 +3,7 @@
 //
 // state (9): length of the chain, merges so far, whether the last step was a merge; of that: keep, gone, the bits of their
 // shares and of n_keep share_gone; and what went wrong: 0 nothing, 1 the chain is too long, 2 + tip no finite distance.
-#include "common.cuh"
+#include "canonical.cuh"
 
 DEVICE size_t place(uint32_t a, uint32_t b) {
     size_t i = a > b ? a : b;
@@ -78,25 +78,9 @@ KERNEL hac_scan_means_f32(
     int n,
     int d
 ) {
-    SHARED(float, rows, [128][33]);
-    SHARED(float, centre, [32]);
     uint32_t tip = tip_of(chain, state);
-    int t = threadIdx.x, lane = t % 32, row0 = blockIdx.x * 128, x = row0 + t;
-    float acc = 0.0f;
-    for (int f0 = 0; f0 < d; f0 += 32) {
-        bool inside = f0 + lane < d;
-        __syncthreads();  // the features before have been read
-#pragma unroll 8
-        for (int r = t / 32; r < 128; r += 4)
-            rows[r][lane] = inside && row0 + r < n ? mean[(size_t)(row0 + r) * d + f0 + lane] : 0.0f;
-        if (t < 32) centre[lane] = inside ? mean[(size_t)tip * d + f0 + lane] : 0.0f;
-        __syncthreads();
-#pragma unroll
-        for (int f = 0; f < 32; ++f) {
-            float v = rows[t][f] - centre[f];
-            acc = fmaf(v, v, acc);
-        }
-    }
+    int row0 = blockIdx.x * 128, x = row0 + threadIdx.x;
+    float acc = distance_to_row(mean, tip, row0, n, d);
     float distance = x < n && (uint32_t)x != tip ? __fadd_rn(acc, __fadd_rn(own[tip], own[x])) : INFINITY;
     block_least(part + blockIdx.x, (uint64_t)__float_as_uint(distance) << 32 | (uint32_t)x);
 }

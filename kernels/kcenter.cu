@@ -1,6 +1,6 @@
 // k-center greedy, resident on the device: see src/select/kcenter.rs. Distances are in the canonical order of
 // src/ops/distance.rs. best (N) holds squared distances to the nearest centre, -1 for rows that cannot be picked.
-#include "common.cuh"
+#include "canonical.cuh"
 
 constexpr uint8_t CANDIDATE = 2;  // in mask (N); 1 is a labelled row, 0 a row nobody mentioned
 constexpr uint32_t NONE = 0xffffffffu;
@@ -91,8 +91,6 @@ KERNEL kcenter_step_f32(
     int d,
     int k
 ) {
-    SHARED(float, rows, [128][33]);
-    SHARED(float, centre, [32]);
     SHARED(uint64_t, keys, [4]);
     if (state[0] >= (uint32_t)k) return;  // the whole grid
     uint32_t last = state[1];
@@ -102,21 +100,7 @@ KERNEL kcenter_step_f32(
     int row = row0 + t;
     float low = row < n ? best[row] : -1.0f;
     if (last != NONE) {
-        float acc = 0.0f;
-        for (int f0 = 0; f0 < d; f0 += 32) {
-            bool inside = f0 + lane < d;
-            __syncthreads();  // the features before have been read
-#pragma unroll 8
-            for (int r = t / 32; r < 128; r += 4)
-                rows[r][lane] = inside && row0 + r < n ? x[(size_t)(row0 + r) * d + f0 + lane] : 0.0f;
-            if (t < 32) centre[lane] = inside ? x[(size_t)last * d + f0 + lane] : 0.0f;
-            __syncthreads();
-#pragma unroll
-            for (int f = 0; f < 32; ++f) {
-                float v = rows[t][f] - centre[f];
-                acc = fmaf(v, v, acc);
-            }
-        }
+        float acc = distance_to_row(x, last, row0, n, d);
         if (acc < low) best[row] = low = acc;
     }
     uint64_t key = low < 0.0f ? 0 : (uint64_t)__float_as_uint(low) << 32 | (uint32_t)~row;
