@@ -48,7 +48,12 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
     }
     let y = relu_fwd(x)?;
     let saved = y.detach();
-    Ok(y.with_grad("relu", &[x], move |dy, need| Ok(vec![need.then(0, || zip("relu_bwd", dy, &saved, Zip::ReluBwd))?])))
+    Ok(y.with_grad("relu", &[x], move |dy, need| Ok(vec![need.then(0, || relu_bwd(dy, &saved))?])))
+}
+
+/// dy where y > 0, else 0.
+pub(super) fn relu_bwd(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
+    zip("relu_bwd", dy, y, Zip::ReluBwd)
 }
 
 /// y = x + b for every row: x (…, C), b (C).

@@ -8,6 +8,7 @@ mod activation;
 mod augment;
 mod batchnorm;
 mod conv2d;
+mod critic;
 pub(crate) mod distance;
 mod dropout;
 mod elementwise;
@@ -29,6 +30,7 @@ pub use activation::{clamp, leaky_relu, sigmoid, tanh};
 pub use augment::{View, gather_images};
 pub use batchnorm::{BatchStats, ChunkSums, Then, batch_norm, batch_norm_eval, batch_norm_update};
 pub use conv2d::{Conv, conv_transpose2d, conv2d, conv2d_dgrad, conv2d_with_sums};
+pub use critic::{between, gate, score_and_slope, sigmoid_slope, uniform_scores};
 pub use distance::{nearest_update, pairwise_sq};
 pub use dropout::{dropout, dropout_channels, dropout_examples};
 pub(crate) use elementwise::narrow_into;
@@ -159,7 +161,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 17] = [
+    let families: [&'static [Case]; 18] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -176,6 +178,7 @@ pub fn cases() -> Vec<&'static Case> {
         norms::CASES,
         normal::CASES,
         ranking::CASES,
+        critic::CASES,
         conv2d::TRANSPOSED,
     ];
     families.into_iter().flatten().collect()
@@ -183,7 +186,7 @@ pub fn cases() -> Vec<&'static Case> {
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 15] = [
+    let families: [&'static [Case]; 16] = [
         reduce::LARGE,
         matmul::LARGE,
         conv2d::LARGE,
@@ -199,6 +202,7 @@ pub fn large_cases() -> Vec<&'static Case> {
         normal::LARGE,
         conv2d::TRANSPOSED_LARGE,
         distance::LARGE,
+        critic::LARGE,
     ];
     families.into_iter().flatten().collect()
 }

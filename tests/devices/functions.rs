@@ -32,6 +32,7 @@ pub fn all() {
     moments(&devices);
     noise_of_a_step(&devices);
     training_masks(&devices);
+    critics(&devices);
     chains(&s.device);
 }
 
@@ -262,4 +263,30 @@ fn training_masks(devices: &[Device; 2]) {
         .map(|t| t.unwrap().to_vec::<f32>().unwrap())
     };
     assert_eq!(run(&devices[1]), run(&devices[0]));
+}
+
+/// Points between batches by the device's own clock; scores of widths beside a warp, at the floor and at a NaN.
+fn critics(devices: &[Device; 2]) {
+    for (n, c) in [(1, 1), (5, 31), (33, 10), (9, 70)] {
+        let mut x: Vec<f32> = noise(n * c, 20).iter().map(|v| 3.0 * v).collect();
+        if n > 5 {
+            (x[c], x[2 * c]) = (-1e6, f32::NAN);
+        }
+        let run = |d: &Device| {
+            let clock = Clock::new(d).unwrap();
+            clock.start(6, 0, 0.1).unwrap();
+            clock.advance(1).unwrap();
+            let of = |lane| Tensor::new(d, [n, c], &noise(n * c, lane)).unwrap();
+            let rng = Rng::new(8).at(Purpose::Critic, 3, 0).lane(5);
+            let between = ops::between(&of(21), &of(22), rng, &clock).unwrap();
+            let g = Tensor::new(d, [n, 1], &noise(n, 23)).unwrap();
+            let scores = ops::uniform_scores(&Tensor::new(d, [n, c], &x).unwrap(), &g, 10.0).unwrap();
+            [between, scores].map(|t| t.to_f64().unwrap())
+        };
+        let (got, want) = (run(&devices[1]), run(&devices[0]));
+        // Three roundings of numbers up to 2; exp and log over sums of c terms, then sums of c logarithms.
+        assert_close("between", &got[0], &want[0], |_| 6.0 * 2f64.powi(-24));
+        assert_close("scores", &got[1], &want[1], |w| (c as f64 + 8.0) * 2f64.powi(-22) * w.abs().max(20.0));
+        assert!(n <= 5 || want[1][2].is_nan());
+    }
 }
