@@ -9,11 +9,12 @@ DEVICE int row_of_warp(int m) {
     return i < m ? i : -1;
 }
 
-// |x|, the same in all lanes.   x (c)
+// |x|, the same in all lanes, in the canonical order of src/ops/norms.rs: a square is exact in double precision, so
+// that a fused multiply-add changes nothing.   x (c)
 DEVICE float length(const float* x, int c) {
-    float sum = 0.0f;
-    for (int j = threadIdx.x % 32; j < c; j += 32) sum = fmaf(x[j], x[j], sum);
-    return sqrtf(warp_sum(sum));
+    double sum = 0.0;
+    for (int j = threadIdx.x % 32; j < c; j += 32) sum += (double)x[j] * (double)x[j];
+    return (float)sqrt(warp_sum(sum));
 }
 
 // norms[i] = |x[i]|.

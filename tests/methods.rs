@@ -14,6 +14,7 @@ use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
 use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
+use dalcore::select::{Stops, kmeans};
 use dalcore::tensor::Tensor;
 use dalcore::train::{Adversarial, DeviceData, Game, Kl, Model, Pass, Trainer, sweep};
 use dalcore::{Error, Result};
@@ -82,7 +83,7 @@ impl Scene {
 
 /// Methods whose n picks are one decision: fewer are not the first of more. (k-means has as many centres as picks; the
 /// others spread picks over clusters or draw an arm.)
-const NOT_GREEDY: &[&str] = &["cluster-margin", "kmeans"];
+const NOT_GREEDY: &[&str] = &["cluster-margin", "kmeans", "typiclust"];
 
 #[test]
 fn every_method_keeps_the_contract() {
@@ -284,6 +285,36 @@ fn adversarial_bim_on_a_network() {
     }
     let repro = dalcore::methods::adversarial_bim::Settings::of(Profile::Repro);
     assert!(!repro.fallback && repro != s.config.adversarial_bim && repro.cap == 100 && repro.eps == 0.05);
+}
+
+/// As many clusters as there are labels after the query: each pick has one of its own, the largest without a label first.
+#[test]
+fn typiclust_takes_one_of_each_cluster() {
+    let s = scene();
+    let model = s.model(&mut *(entry("random").make)(&s.config));
+    let picks = s.select(&mut *(entry("typiclust").make)(&s.config), &model, "typiclust", 64, 1, 40).unwrap();
+    let rng = Rng::new(10).at(Purpose::Select, 1, 0).lane(lane_of("typiclust"));
+    let q_trainer = s.trainer(64);
+    let q = Query::new(&s.pool, &q_trainer, &model, &s.view, 1, rng);
+    let x = ops::normalize_rows(q.embeddings().unwrap()).unwrap();
+    let stops = Stops { restarts: 1, iterations: 100, tolerance: 1e-4 };
+    let clusters = kmeans(&x, LABELLED + 40, stops, rng).unwrap().labels.to_vec::<u32>().unwrap();
+    let size = |c: u32, of: &[PoolIdx]| of.iter().filter(|i| clusters[i.index()] == c).count();
+    let all: Vec<PoolIdx> = (0..POOL as u32).map(PoolIdx).collect();
+    let mut seen = s.pool.labelled().to_vec();
+    let mut before = (0, usize::MAX);
+    for pick in picks {
+        let c = clusters[pick.index()];
+        let place = (size(c, &seen), size(c, &all));
+        assert!(place.0 > before.0 || (place.0 == before.0 && place.1 <= before.1), "{place:?} after {before:?}");
+        before = place;
+        seen.push(pick);
+    }
+    assert_eq!(before.0, 0, "no cluster is asked twice while another has no label");
+    for (set, why) in [("clusters=0", "at least 1"), ("neighbours=32", "between 1 and 31"), ("neighbours=0", "31")] {
+        let e = s.config.clone().with(&[parse_setting(&format!("typiclust.{set}")).unwrap()]).unwrap_err();
+        assert!(e.is_misuse() && e.to_string().contains(why), "{e}");
+    }
 }
 
 /// METHODS 6.0, matrix E1: the full order by margin, K = 2: examples 4 and 3.

@@ -500,6 +500,32 @@ fn probcover_takes_the_larger_group_first() {
     assert_eq!(column(&csv, 1), ["1"]);
 }
 
+/// Three directions with four, three and two rows: the largest group first, of it the middle one, whatever the lengths.
+#[test]
+fn typiclust_takes_the_middle_of_the_largest_group() {
+    let d = Dir::new("typiclust");
+    let degrees: [(f32, f32); 9] =
+        [(0., 1.), (90., 2.), (2., 3.), (180., 1.), (4., 9.), (92., 1.), (94., 1.), (181., 5.), (20., 1.)];
+    let rows = degrees.map(|(a, r)| [r * a.to_radians().cos(), r * a.to_radians().sin()]);
+    d.write("e.npy", matrix(&rows.iter().map(|r| &r[..]).collect::<Vec<_>>())).write("ids.txt", "4");
+    for seed in 0..5 {
+        let csv = d.ok(&format!("-m typiclust --embeddings e.npy -k 3 --seed {seed}"));
+        assert_eq!(column(&csv, 1), ["2", "5", "3"], "{csv}");
+        // Of its cluster the three others are 2, 2 and 18 degrees away.
+        let chord = |degrees: f32| 2.0 * (degrees / 2.0).to_radians().sin();
+        let score: f32 = column(&csv, 3)[0].parse().unwrap();
+        assert!((score - (2.0 * chord(2.0) + chord(18.0)) / 3.0).abs() < 1e-6, "{csv}");
+        // With a label in the first group the others come first.
+        let csv = d.ok(&format!("-m typiclust --embeddings e.npy --labeled ids.txt -k 2 --seed {seed}"));
+        assert_eq!(column(&csv, 1), ["5", "3"], "{csv}");
+    }
+    assert_eq!(column(&d.ok("-m typiclust --embeddings e.npy --labeled ids.txt -k 8"), 1).len(), 8);
+    d.write("same.npy", matrix(&[&[1.0, 2.0][..]; 6]));
+    assert_eq!(column(&d.ok("-m typiclust --embeddings same.npy -k 6"), 1), ["0", "1", "2", "3", "4", "5"]);
+    d.refused("-m typiclust --embeddings e.npy -k 3 --mem 1KiB", 2, &["typiclust on these 9 rows needs", "tile"]);
+    d.refused("-m typiclust -k 3", 2, &["no array was given"]);
+}
+
 /// METHODS 6.9: two pairs and a lone row; ties to the lower row.
 #[test]
 fn kmeans_takes_the_rows_nearest_to_the_centres() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
 use crate::methods::{
-    adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, vaal,
+    adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, typiclust, vaal,
 };
 use crate::nn::Precision;
 use crate::train::Recipe;
@@ -59,6 +59,8 @@ pub struct Config {
     pub power_bald: power_bald::Settings,
     /// Settings of the method of this name.
     pub probcover: probcover::Settings,
+    /// Settings of the method of this name.
+    pub typiclust: typiclust::Settings,
 }
 
 /// Keys under `model`.
@@ -229,6 +231,7 @@ impl Config {
             var_ratio: bald::Passes::default(),
             power_bald: power_bald::Settings::default(),
             probcover: probcover::Settings::default(),
+            typiclust: typiclust::Settings::default(),
         }
     }
 
@@ -312,6 +315,7 @@ impl Config {
         self.var_ratio.check("var-ratio")?;
         self.power_bald.check()?;
         self.probcover.check()?;
+        self.typiclust.check()?;
         self.learning_loss.check()
     }
 }

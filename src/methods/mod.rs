@@ -19,12 +19,14 @@ pub mod power_bald;
 pub mod probcover;
 mod query;
 mod random;
+pub mod typiclust;
 pub mod vaal;
 mod var_ratio;
 
 pub(crate) use power_bald::{Settings as PowerBaldSettings, noisy};
 pub(crate) use probcover::Settings as ProbCoverSettings;
 pub use query::Query;
+pub(crate) use typiclust::{Settings as TypiClustSettings, choose as typical_rows};
 
 use crate::bench::config::Config;
 use crate::data::PoolIdx;
@@ -306,6 +308,16 @@ pub static METHODS: &[Entry] = &[
         costs: "N²·D, N·D",
         remembers: "nothing",
         make: |c| Box::new(probcover::ProbCover(c.probcover)),
+    },
+    Entry {
+        id: "typiclust",
+        paper_name: "TypiClust",
+        kind: Kind::Extra,
+        about: "for few labels: the point amid most neighbours in the largest cluster with the fewest labels",
+        needs: "embeddings of the pool",
+        costs: "iterations·N·500·D + N²·D / clusters, N·D",
+        remembers: "nothing",
+        make: |c| Box::new(typiclust::TypiClust(c.typiclust)),
     },
 ];
 

@@ -1,7 +1,10 @@
 //! Lengths of rows and rows of length one: n_i = ‖x_i‖ = √Σ_j x_ij², y_i = x_i / ‖x_i‖ for x (M, C).
 //!
 //! Backward: dx_i = dn_i·x_i / n_i, and dx_i = (dy_i − y_i (y_i · dy_i)) / n_i. A row of zeros has length 0, is its own
-//! normalised row, and has no gradient; in f32 a row of numbers below about 1e-23, whose squares vanish, counts as such.
+//! normalised row, and has no gradient.
+//!
+//! **Canonical order.** Selections compare normalised rows, so all devices give the same bits: the squares, exact in f64,
+//! are added in 32 sums, one for each column modulo 32, and those pairwise, 16 apart, then 8, 4, 2, 1.
 
 use super::{Arg, Case};
 use crate::device::{Device, Launch, launch};
@@ -93,9 +96,23 @@ mod cpu {
     pub fn norms<T: Real>(norms: &mut [T], x: &[T], c: usize) {
         threads::chunks(norms, 1, |at, norms| {
             for (i, n) in norms.iter_mut().enumerate() {
-                *n = T::of(x[(at + i) * c..][..c].iter().map(|v| v.f64() * v.f64()).sum::<f64>().sqrt());
+                *n = T::of(sum_of_squares(&x[(at + i) * c..][..c]).sqrt());
             }
         });
+    }
+
+    /// In the canonical order: what the 32 lanes of a warp add up to.
+    fn sum_of_squares<T: Real>(x: &[T]) -> f64 {
+        let mut sums = [0.0; 32];
+        for x in x.chunks(32) {
+            sums.iter_mut().zip(x).for_each(|(s, v)| *s += v.f64() * v.f64());
+        }
+        for apart in [16, 8, 4, 2, 1] {
+            for lane in 0..apart {
+                sums[lane] += sums[lane + apart];
+            }
+        }
+        sums[0]
     }
 
     /// y[i] = x[i] / norms[i];   y, x: (M, C), norms: (M)

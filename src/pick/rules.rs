@@ -101,6 +101,13 @@ pub static RULES: &[Rule] = &[
         memory: probcover_memory,
         run: probcover,
     },
+    Rule {
+        id: "typiclust",
+        wants: &[Input::Embeddings],
+        score: "mean distance to the nearest rows of its cluster, of length one",
+        memory: typiclust_memory,
+        run: typiclust,
+    },
 ];
 
 /// The rule of a method that was named. A method that needs more than arrays is refused with those that do not.
@@ -285,6 +292,24 @@ fn probcover(q: &Query, k: usize) -> Result<Picked> {
     let radius = purity_radius(&x, &classes, q.classes(), methods::ProbCoverSettings::default().purity)?;
     let cover = max_cover(&x, q.labelled, q.candidates, k, radius)?;
     Ok(Picked { ids: cover.ids, scores: cover.gain.iter().map(|g| *g as f32).collect(), candidates: Vec::new() })
+}
+
+/// Embeddings, as they are and normalised, and the rows of a cluster; a tile of distances; of k-means its centres, their
+/// sums, labels and bounds.
+fn typiclust_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
+    let clusters = (s.l + s.k).min(methods::TypiClustSettings::default().clusters as u64) + 16;
+    vec![
+        ("embeddings", 16 * s.n * s.d),
+        ("tile", 4 * (s.n * s.n).min(8 << 20) + 4 * s.n.min(9216) * (s.d + 32)),
+        ("clusters", 24 * clusters * s.d + 96 * s.n),
+    ]
+}
+
+/// With the default settings of the method.
+fn typiclust(q: &Query, k: usize) -> Result<Picked> {
+    let settings = methods::TypiClustSettings::default();
+    let picked = methods::typical_rows(&q.embeddings()?, q.candidates, k, settings, q.rng)?;
+    Ok(Picked { ids: picked.ids, scores: picked.distance, candidates: Vec::new() })
 }
 
 /// The draw of the method with its default power.

@@ -100,7 +100,7 @@ pub fn purity_radius(x: &Tensor, labels: &[u32], classes: usize, share: f64) -> 
     Ok(if root * root > limit { root.next_down() } else { root })
 }
 
-fn rows(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
+pub(super) fn rows(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
     gather_rows(x, &Tensor::new(x.device(), [ids.len()], ids)?)
 }
 

@@ -8,6 +8,7 @@ mod kcenter;
 mod kmeans;
 mod likeness;
 mod seeding;
+mod typical;
 
 pub use attack::{Along, Attack, NEVER};
 pub use cover::{Cover, max_cover, purity_radius};
@@ -17,3 +18,4 @@ pub use kmeans::{Clusters, Stops, kmeans, lloyd};
 pub use likeness::{Labelled, Unlike, unlikeness};
 pub(crate) use seeding::first_non_finite;
 pub use seeding::{Points, kmeans_pp, label_gradients};
+pub use typical::{NEIGHBOURS, Typical, typical};

@@ -5,7 +5,7 @@ use dalcore::ops;
 use dalcore::rng::Rng;
 use dalcore::select::{
     Labelled, Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, lloyd, max_cover,
-    purity_radius, unlikeness,
+    purity_radius, typical, unlikeness,
 };
 use dalcore::tensor::Tensor;
 
@@ -28,6 +28,7 @@ pub fn all() {
         linkage(&s.device);
         likeness(&s.device);
         cover(&s.device);
+        typical_rows(&s.device);
         clusters(&s.device);
     }
     drop(cuda_with(0, None));
@@ -142,6 +143,24 @@ fn cover(d: &Device) {
             (max_cover(&x, &labelled, &rest, k, 2.0).unwrap(), purity_radius(&x, &labels, 3, 0.6).unwrap())
         };
         assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}");
+    }
+}
+
+/// Whole numbers with many ties, and rows of length one: normalised to the same bits, then the same picks and means.
+fn typical_rows(d: &Device) {
+    let r = Rng::new(24);
+    for (n, w, groups, levels) in [(1, 1, 1, 2), (40, 2, 7, 3), (300, 3, 2, 5), (200, 40, 3, 0), (90, 70, 1, 0)] {
+        let whole = whole(n * w, levels.max(1), w as u32);
+        let uniform = |e: usize| r.lane(n as u32).uniform(e as u64) - 0.3;
+        let x: Vec<f32> = (0..n * w).map(|e| if levels > 0 { whole[e] } else { uniform(e) }).collect();
+        let clusters: Vec<u32> = (0..n as u64).map(|i| r.u32(i) % groups).collect();
+        let candidates: Vec<u32> = (0..n as u32).filter(|i| n < 2 || i % 5 != 1).collect();
+        let run = |d: &Device| {
+            let x = ops::normalize_rows(&Tensor::new(d, [n, w], &x).unwrap()).unwrap();
+            let bits: Vec<u32> = x.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
+            (bits, [1, 20, 31].map(|near| typical(&x, &clusters, &candidates, n / 2 + 1, near).unwrap()))
+        };
+        assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}, {groups} clusters");
     }
 }
 
