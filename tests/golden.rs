@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use common::{Tolerance, compare, golden, report, run, worth};
+use dalcore::bench::config::{Config, Preset, Profile};
 use dalcore::clock::Clock;
-use dalcore::data::Flip;
+use dalcore::data::{Dataset, Flip, Images, mnist};
 use dalcore::device::Device;
 use dalcore::nn::gcn::{Gcn, Graph};
 use dalcore::nn::lenet::LeNet;
@@ -21,7 +22,7 @@ use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::kcenter;
 use dalcore::tensor::{Buf, Dtype, Tensor};
-use dalcore::train::{Adversarial, Game, Kl};
+use dalcore::train::{Adversarial, DeviceData, Duel, Game, Kl, Sign, Stakes, Trainer};
 
 fn against_golden(dtype: Dtype) {
     let golden = golden();
@@ -57,7 +58,7 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 20] = [
     "sgd_step",
     "adam_step",
     "ema_step",
@@ -76,6 +77,8 @@ const FUNCTIONS: [&str; 18] = [
     "vae_32px",
     "vae_64px",
     "vae_28px",
+    "waal_plus",
+    "waal_minus",
 ];
 
 #[test]
@@ -590,5 +593,69 @@ fn vaal_equals_pytorch(network: &str, rules: Adversarial) {
         }
     }
     check.check(key("verdict"), &game.verdict(&images(4), &clock).unwrap().to_f64().unwrap(), t(1.0));
+    report(network, check.findings);
+}
+
+/// WAAL on LeNet: what both halves of two steps minimise, by double backward there, every gradient, and the weights after.
+#[test]
+fn waal_steps_equal_pytorch() {
+    waal_equals_pytorch("waal_plus", Sign::Plus);
+    waal_equals_pytorch("waal_minus", Sign::Minus);
+}
+
+fn waal_equals_pytorch(network: &str, sign: Sign) {
+    const BATCH: usize = 12;
+    let images = || Images { n: 0, h: 28, w: 28, c: 1, pixels: Vec::new(), labels: Vec::new() };
+    let data = DeviceData::new(&Device::Cpu, &Dataset::new(&mnist::SPEC, images(), images())).unwrap();
+    let recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
+    assert_eq!((recipe.momentum, recipe.weight_decay, recipe.grad_clamp), (0.9, 5e-4, 0.1));
+    let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
+    let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 8, graphs: true, seed: 10, on_epoch, check };
+    let stakes = Stakes { alpha: 0.5, gamma_cap: None, sign };
+    let mut duel = Duel::new(stakes, &trainer, 3, [3, 8]).unwrap();
+    let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
+    clock.start(0, 0, 0.05).unwrap();
+
+    let mut check = Check::new();
+    let key = |part: &str| format!("{network}/{part}");
+    // As LeNet's; the critic adds sums of 320 terms.
+    let off = 100.0 * common::UNIT;
+    let t = |scale: f64| move |_: &[f64]| Tolerance { abs: off * scale, rel: off };
+    for step in 0..2 {
+        let pixels = Rng::new(10).at(Purpose::Synthetic, 0, step);
+        let x = [0, 1].map(|lane| {
+            let x: Vec<f32> = (0..BATCH as u64 * 784).map(|e| 3.0 * pixels.lane(lane).uniform(e) - 0.5).collect();
+            Tensor::new(&Device::Cpu, [BATCH, 28, 28, 1], &x).unwrap()
+        });
+        let labels: Vec<u32> = (0..BATCH as u32).map(|i| (i * 7 + step) % 10).collect();
+        let y = Tensor::new(&Device::Cpu, [BATCH], &labels).unwrap();
+        let x = [&x[0], &x[1]];
+
+        let grads_of = |check: &mut Check, loss: &Tensor, params: &dalcore::nn::Params, half: &str| {
+            for (i, g) in loss.backward(params).unwrap().params() {
+                let g = digest("waal", &g.to_vec::<f32>().unwrap(), i);
+                check.check(key(&format!("{half}{step}/grad/{}", params.slots()[i].name)), &g, t(g[0]));
+            }
+        };
+        let loss = duel.network_loss(x, &y, &clock).unwrap().0;
+        grads_of(&mut check, &loss, &duel.training.model.params, "network");
+        drop(loss);
+        let loss = duel.network_step(x, &y, &clock).unwrap();
+        check.check(key(&format!("network{step}/loss")), &loss.to_f64().unwrap(), t(1.0));
+        clock.advance(0).unwrap();
+        let [l, u] = duel.features(x, &clock).unwrap();
+        let loss = duel.critic_loss(&l, &u, &clock).unwrap();
+        grads_of(&mut check, &loss, &duel.critic_params, "critic");
+        drop(loss);
+        let loss = duel.critic_step(x, &clock).unwrap();
+        check.check(key(&format!("critic{step}/loss")), &loss.to_f64().unwrap(), t(1.0));
+        clock.advance(BATCH).unwrap();
+        for (part, params) in [("network", &duel.training.model.params), ("critic", &duel.critic_params)] {
+            for (i, (slot, w)) in params.to_host().unwrap().iter().enumerate() {
+                let w = digest("waal", w, i);
+                check.check(key(&format!("{part}{step}/weight/{}", slot.name)), &w, t(w[0].min(1.0)));
+            }
+        }
+    }
     report(network, check.findings);
 }

@@ -8,6 +8,7 @@ use dalcore::bench::config::{Config, Preset, Profile, parse_setting};
 use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
+use dalcore::nn::critic::Critic;
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
 use dalcore::nn::vae::Sizes;
@@ -16,7 +17,7 @@ use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::{Stops, kmeans};
 use dalcore::tensor::Tensor;
-use dalcore::train::{Adversarial, DeviceData, Game, Kl, Model, Pass, Trainer, sweep};
+use dalcore::train::{Adversarial, DeviceData, Fit, Game, Kl, Model, Pass, Sign, Trainer, sweep};
 use dalcore::{Error, Result};
 
 const POOL: usize = 400;
@@ -494,4 +495,154 @@ fn albl_is_one_of_its_arms() {
     for bad in ["{}", r#"{"weights":[1.0],"last":null,"queried":[]}"#] {
         assert!(albl.restore(&serde_json::from_str(bad).unwrap()).is_err());
     }
+}
+
+/// METHODS 6.15: uniform over three classes and (.9, .05, .05); with verdicts of .2 and .5 the second, sure but
+/// unlabelled-looking, comes first.
+#[test]
+fn waal_worked_example() {
+    let p = [1.0f32 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.9, 0.05, 0.05];
+    let logits = Tensor::new(&Device::Cpu, [2, 3], &p.map(f32::ln)).unwrap();
+    let verdicts = Tensor::new(&Device::Cpu, [2, 1], &[0.2f32, 0.5]).unwrap();
+    for (weight, want) in [(0.0, [2.599345f32, 5.167370]), (10.0, [0.599345, 0.167370])] {
+        let scores = ops::uniform_scores(&logits, &verdicts, weight).unwrap().to_vec::<f32>().unwrap();
+        assert!(scores.iter().zip(want).all(|(s, w)| (s - w).abs() < 2e-6), "{scores:?} {want:?}");
+    }
+}
+
+/// What `waal` trains on a scene, with the labels of the first `labelled` unlabelled examples beside those of its own.
+fn waal_fit(s: &Scene, trainer: &Trainer, labelled: &[PoolIdx]) -> Result<Fit> {
+    let labels = &dataset().train.labels;
+    let labelled: Vec<_> = labelled.iter().map(|id| (*id, labels[id.index()])).collect();
+    (entry("waal").make)(&s.config).fit(&Round { trainer, number: 2, labelled: &labelled })
+}
+
+fn waal_weights(fit: &Fit) -> Vec<f32> {
+    fit.model.params.to_host().unwrap().into_iter().flat_map(|(_, v)| v).collect()
+}
+
+/// The smallest scores first, made of the logits and the critic that was trained with them, with dropout off.
+#[test]
+fn waal_takes_the_smallest_scores() {
+    let s = scene();
+    let fit = waal_fit(&s, &s.trainer(64), s.pool.labelled()).unwrap();
+    assert_eq!(fit.model.params.count(), 21_840 + 16_101);
+    assert!(fit.loss.windows(2).all(|l| l[1] < l[0]), "{:?}", fit.loss);
+    let order = s.select(&mut *(entry("waal").make)(&s.config), &fit.model, "waal", 64, 1, POOL).unwrap();
+    let (mut layout, net) = Model::plan(&s.data.spec).unwrap();
+    let critic = Critic::new(&mut layout, &*net);
+    let ids: Vec<u32> = (0..POOL as u32).collect();
+    let pass = Pass { view: &s.view, batch: 50, graphs: true };
+    let [logits, verdicts] = sweep(&s.data.train, &ids, pass, [10, 1], |x, clock| {
+        let mut cx = fit.model.context(clock);
+        let [_, seen] = critic.features(&*net, x, &mut cx)?;
+        assert_eq!(seen.dims()[1], 320);
+        Ok([fit.model.output(x, clock)?.logits, critic.score(&seen, 0, &cx)?])
+    })
+    .unwrap();
+    let log_p = ops::log_softmax(&logits).unwrap().to_f64().unwrap();
+    let verdicts = verdicts.to_f64().unwrap();
+    let score = |id: &PoolIdx| {
+        let row = &log_p[id.index() * 10..][..10];
+        let (two, one) = (row.iter().map(|v| v * v).sum::<f64>().sqrt(), row.iter().map(|v| v.abs()).sum::<f64>());
+        0.5 * two + 0.5 * one - 10.0 * verdicts[id.index()]
+    };
+    assert!(order.windows(2).all(|p| score(&p[0]) <= score(&p[1]) + 1e-5));
+    assert!(score(&order[0]) < score(&order[POOL - LABELLED - 1]) - 1.0);
+    let spread = |of: &[f64]| of.iter().fold(0.0f64, |m, v| m.max(*v)) - of.iter().fold(1.0f64, |m, v| m.min(*v));
+    assert!(spread(&verdicts) > 1e-3, "the critic tells images apart");
+}
+
+/// Every setting and every round is another training, the same one gives the same bytes; a smaller batch than the
+/// lists, and more labelled than unlabelled.
+#[test]
+fn waal_trains_by_its_settings() {
+    let s = scene();
+    let weights = |set: fn(&mut Config), labelled: &[PoolIdx]| {
+        let mut s = scene();
+        s.config.train.epochs = 1;
+        set(&mut s.config);
+        waal_weights(&waal_fit(&s, &s.trainer(64), labelled).unwrap())
+    };
+    let few = s.pool.labelled();
+    let first = weights(|_| (), few);
+    assert_eq!(first, weights(|_| (), few));
+    let settings: [fn(&mut Config); 8] = [
+        |c| c.waal.lr = 0.02,
+        |c| c.waal.alpha = 0.02,
+        |c| c.waal.gamma_cap = 0.01,
+        |c| c.waal.penalty = Sign::Minus,
+        |c| c.train.grad_clamp = 0.0,
+        |c| c.train.weight_decay = 0.0,
+        |c| c.train.momentum = 0.0,
+        |c| c.train.batch = 15,
+    ];
+    let mut seen = vec![first];
+    for set in settings {
+        let other = weights(set, few);
+        assert!(other.iter().all(|w| w.is_finite()) && !seen.contains(&other));
+        seen.push(other);
+    }
+    // 60 of 340 are below this limit, and a learning rate of the plain training changes nothing.
+    assert_eq!(seen[0], weights(|c| c.waal.gamma_cap = 0.2, few));
+    assert_eq!(seen[0], weights(|c| c.train.lr = 9.0, few));
+    let all: Vec<PoolIdx> = s.pool.unlabelled().iter().chain(few).copied().collect();
+    let mut most = all[..390].to_vec();
+    most.sort_unstable();
+    assert!(weights(|_| (), &most).iter().all(|w| w.is_finite()));
+    assert_ne!(weights(|_| (), &most), weights(|c| c.waal.gamma_cap = 1.0, &most));
+}
+
+/// With nothing left to look like, the network is trained as ever, at this method's rate.
+#[test]
+fn waal_without_unlabelled_images_is_plain_training() {
+    let mut s = scene();
+    s.config.train.epochs = 2;
+    let mut all: Vec<PoolIdx> = s.pool.unlabelled().iter().chain(s.pool.labelled()).copied().collect();
+    all.sort_unstable();
+    let fit = waal_fit(&s, &s.trainer(64), &all).unwrap();
+    s.config.train.lr = s.config.waal.lr;
+    let labelled: Vec<_> = all.iter().map(|id| (*id, dataset().train.labels[id.index()])).collect();
+    let plain = s.trainer(64).fit(2, &labelled).unwrap();
+    assert_eq!((&fit.loss, &fit.correct), (&plain.loss, &plain.correct));
+    assert_eq!(waal_weights(&fit)[..21_840], waal_weights(&plain));
+    let e = waal_fit(&s, &s.trainer(64), &[]).err().unwrap().to_string();
+    assert!(e.contains("label some first"), "{e}");
+}
+
+/// A user stops it after an epoch; a loss that is not finite stops it by name; impossible settings are refused.
+#[test]
+fn waal_can_be_stopped() {
+    let mut s = scene();
+    let seen = Cell::new(0);
+    let stop = |_: &_| {
+        seen.set(seen.get() + 1);
+        if seen.get() == 2 { Err(Error::Interrupted { resume: "again".into() }) } else { Ok(()) }
+    };
+    let trainer = Trainer { on_epoch: &stop, ..s.trainer(64) };
+    assert!(matches!(waal_fit(&s, &trainer, s.pool.labelled()), Err(Error::Interrupted { .. })));
+    assert_eq!(seen.get(), 2);
+
+    let refused = |set: &str| s.config.clone().with(&[parse_setting(set).unwrap()]).unwrap_err().to_string();
+    for (set, key) in [
+        ("waal.lr=-1", "waal.lr"),
+        ("waal.lr=inf", "waal.lr"),
+        ("waal.alpha=nan", "waal.alpha"),
+        ("waal.gamma_cap=-0.5", "waal.gamma_cap"),
+        ("waal.weight=inf", "waal.weight"),
+        ("waal.penalty=none", "waal.penalty"),
+    ] {
+        assert!(refused(set).contains(key), "{}", refused(set));
+    }
+    s.config.waal.lr = 1e30;
+    let e = waal_fit(&s, &s.trainer(64), s.pool.labelled()).err().unwrap().to_string();
+    assert!(
+        e.contains("loss of the critic") && e.contains("round 2, epoch 0, step 0") && e.contains("waal.lr=1000"),
+        "{e}"
+    );
+
+    let config = |profile| Config::base(&s.data.spec, &Preset::find("paper").unwrap().1, profile).waal;
+    assert_eq!((config(Profile::Clean).penalty, config(Profile::Repro).penalty), (Sign::Plus, Sign::Minus));
+    let cifar = Config::base(&dalcore::data::cifar::CIFAR10, &Preset::find("paper").unwrap().1, Profile::Clean);
+    assert_eq!((config(Profile::Clean).lr, cifar.waal.lr), (0.01, 0.1));
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{self, Spec};
 use crate::methods::{
     adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, typiclust, vaal,
+    waal,
 };
 use crate::nn::Precision;
 use crate::train::Recipe;
@@ -48,6 +49,8 @@ pub struct Config {
     pub uncertain_gcn: gcn::UncertainSettings,
     /// Likewise.
     pub vaal: vaal::Settings,
+    /// Likewise.
+    pub waal: waal::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "mean-std")]
     pub mean_std: bald::Passes,
@@ -227,6 +230,7 @@ impl Config {
             core_gcn: gcn::CoreSettings::of(profile),
             uncertain_gcn: gcn::UncertainSettings::of(profile),
             vaal: vaal::Settings::of(profile),
+            waal: waal::Settings::of(profile, spec.model),
             mean_std: bald::Passes::default(),
             var_ratio: bald::Passes::default(),
             power_bald: power_bald::Settings::default(),
@@ -311,6 +315,7 @@ impl Config {
         self.core_gcn.train.check("core-gcn")?;
         self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.vaal.check()?;
+        self.waal.check()?;
         self.mean_std.check("mean-std")?;
         self.var_ratio.check("var-ratio")?;
         self.power_bald.check()?;

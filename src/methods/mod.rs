@@ -22,6 +22,7 @@ mod random;
 pub mod typiclust;
 pub mod vaal;
 mod var_ratio;
+pub mod waal;
 
 pub(crate) use power_bald::{Settings as PowerBaldSettings, noisy};
 pub(crate) use probcover::Settings as ProbCoverSettings;
@@ -82,6 +83,8 @@ pub trait Method {
 pub enum Kind {
     /// Supervised active learning, in the paper.
     Sal,
+    /// Semi-supervised active learning, in the paper.
+    Ssal,
     /// Beyond the paper: never in its tables.
     Extra,
 }
@@ -248,6 +251,16 @@ pub static METHODS: &[Entry] = &[
         costs: "the VAE's training, the VAE",
         remembers: "nothing",
         make: |config| Box::new(vaal::Vaal::new(config)),
+    },
+    Entry {
+        id: "waal",
+        paper_name: "WAAL",
+        kind: Kind::Ssal,
+        about: "uncertain and, to a critic trained with the network on labelled and unlabelled, unlabelled-looking",
+        needs: "a critic trained with the network, logits",
+        costs: "U·(C + 50·D), U",
+        remembers: "nothing",
+        make: |config| Box::new(waal::Waal::new(config)),
     },
     Entry {
         id: "entropy",

@@ -7,6 +7,8 @@ use crate::tensor::{Dtype, Tensor};
 
 /// D of this network.
 const WIDTH: usize = 50;
+/// H, W, C of the last map.
+const MAP: [usize; 3] = [4, 4, 20];
 
 /// conv 5×5 1→10 · max-pool · relu · conv 5×5 10→20 · channel dropout ½ · max-pool · relu · linear 320→50 · relu =
 /// h · dropout ½ · linear 50→C. 21,840 parameters for ten classes and 28×28×1 images.
@@ -23,7 +25,7 @@ impl LeNet {
         LeNet {
             conv1: [layout.add("conv1.weight", [10, 5, 5, 1], 25), layout.add("conv1.bias", [10], 25)],
             conv2: [layout.add("conv2.weight", [20, 5, 5, 10], 250), layout.add("conv2.bias", [20], 250)],
-            fc1: [layout.add_flat("fc1.weight", WIDTH, [4, 4, 20]), layout.add("fc1.bias", [WIDTH], 320)],
+            fc1: [layout.add_flat("fc1.weight", WIDTH, MAP), layout.add("fc1.bias", [WIDTH], 320)],
             fc2: [layout.add("fc2.weight", [classes, WIDTH], WIDTH), layout.add("fc2.bias", [classes], WIDTH)],
         }
     }
@@ -58,6 +60,10 @@ impl Net for LeNet {
 
     fn tap_widths(&self) -> Vec<usize> {
         vec![10, 20]
+    }
+
+    fn hidden_map(&self) -> Option<[usize; 3]> {
+        Some(MAP)
     }
 
     fn dropout(&self) -> Dropout {

@@ -1,6 +1,7 @@
 //! Networks: parameters in one arena, what a forward pass needs to know, and the trait every network implements.
 
 pub mod checkpoint;
+pub mod critic;
 pub mod gcn;
 pub mod lenet;
 pub mod losshead;
@@ -497,6 +498,11 @@ pub trait Net {
 
     /// Channels of the intermediate maps.
     fn tap_widths(&self) -> Vec<usize>;
+
+    /// The size (H, W, C) of the last map, where hidden layers lie between it and the embedding.
+    fn hidden_map(&self) -> Option<[usize; 3]> {
+        None
+    }
 
     /// When it drops anything.
     fn dropout(&self) -> Dropout {

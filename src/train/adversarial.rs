@@ -228,7 +228,12 @@ fn draws(set: &[PoolIdx], len: usize, batch: usize, rng: Rng, lane: u32) -> Vec<
         let rng = rng.lane(lane);
         return (0..len as u64).map(|e| set[((u64::from(rng.u32(e)) * n as u64) >> 32) as usize].0).collect();
     }
-    let pass = |p: u32| rng.lane(2 * p + lane).permutation(n).into_iter().map(|i| set[i as usize].0);
+    passes(&set.iter().map(|i| i.0).collect::<Vec<_>>(), len, rng, lane)
+}
+
+/// `len` ids of `set`, which has some: passes over it, each in an order of its own.
+pub(super) fn passes(set: &[u32], len: usize, rng: Rng, lane: u32) -> Vec<u32> {
+    let pass = |p: u32| rng.lane(2 * p + lane).permutation(set.len()).into_iter().map(|i| set[i as usize]);
     (0..).flat_map(pass).take(len).collect()
 }
 

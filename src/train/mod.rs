@@ -3,10 +3,12 @@
 mod adversarial;
 mod eval;
 mod supervised;
+mod wasserstein;
 
 pub use adversarial::{Adversarial, Game, Kl};
 pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each, sweep, sweep_each};
 pub use supervised::{AfterEpoch, CrossEntropy, EpochEnd, Fit, Model, Objective, Recipe, Steps, Trainer, Training};
+pub use wasserstein::{Duel, Sign, Stakes};
 
 use crate::data::{Images, Spec};
 use crate::device::Device;

@@ -219,7 +219,7 @@ impl Trainer<'_> {
     }
 
     /// Sizes of an epoch's batches for `n` examples.
-    fn batch_sizes(&self, n: usize) -> Vec<usize> {
+    pub(super) fn batch_sizes(&self, n: usize) -> Vec<usize> {
         let b = self.recipe.batch;
         let mut sizes = vec![b; n / b];
         let tail = n % b;
@@ -260,13 +260,27 @@ impl Trainer<'_> {
 
     fn begin(&self, mut model: Model) -> Result<Training> {
         model.params.set_precision(self.recipe.precision)?;
-        let clamp = Some(self.recipe.grad_clamp).filter(|c| *c > 0.0);
-        let sgd = Sgd::new(&model.params, self.recipe.momentum, self.recipe.weight_decay, clamp)?;
+        let sgd = self.sgd(&model.params)?;
         Ok(Training { model, sgd, correct: Vec::new(), loss: Vec::new() })
     }
 
+    /// The recipe's optimizer.
+    pub(super) fn sgd(&self, params: &Params) -> Result<Sgd> {
+        let Recipe { momentum, weight_decay, grad_clamp, .. } = *self.recipe;
+        Sgd::new(params, momentum, weight_decay, Some(grad_clamp).filter(|c| *c > 0.0))
+    }
+
+    /// Every image's label (N). Those that are not revealed are no class at all: a step that touched one would stop the run.
+    pub(super) fn labels(&self, labelled: &[(PoolIdx, u32)]) -> Result<Buf<u32>> {
+        let mut labels = vec![u32::MAX; self.data.train.len()];
+        for (id, label) in labelled {
+            labels[id.index()] = *label;
+        }
+        Buf::from_host(&self.data.device, &labels)
+    }
+
     /// True when the last epoch changed the loss by less than the recipe cares for.
-    fn settled(&self, loss: &[f64]) -> bool {
+    pub(super) fn settled(&self, loss: &[f64]) -> bool {
         matches!(loss, [.., before, last] if (last - before).abs() < self.recipe.early_stop)
     }
 
@@ -286,12 +300,7 @@ impl Trainer<'_> {
         let pass = Pass { view: &plain, batch: self.eval_batch, graphs: self.graphs };
         let mut evaluator = Evaluator::new(data, pass)?;
 
-        // Labels that are not revealed are no class at all: a step that touched one would stop the run.
-        let mut labels = vec![u32::MAX; data.train.len()];
-        for (id, label) in labelled {
-            labels[id.index()] = *label;
-        }
-        let labels = Buf::from_host(device, &labels)?;
+        let labels = self.labels(labelled)?;
         let sizes = self.batch_sizes(labelled.len());
         let mut order = Tensor::zeros(device, [labelled.len()], crate::tensor::Dtype::U32)?;
         let mut losses: Buf<f32> = Buf::zeros(device, sizes.len())?;
