@@ -118,6 +118,11 @@ impl<'a> Panels<'a> {
         }
     }
 
+    /// y(i, ..) = bias + A(i, ..) B for the rows of `x` that start at `bases`, one after the other in y.
+    pub fn some_rows(&self, y: &mut [f32], x: &[f32], bases: &[u32], bias: &[f32]) {
+        self.rows(y, self.cols, x, bases, Runs::one(self.depth), Some(bias));
+    }
+
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
     pub(super) fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
         for &(at, nv) in &self.plan {

@@ -313,15 +313,6 @@ pub(crate) mod fast {
         }
     }
 
-    /// out[j] = distances of the rows of a tile to centre j of `centres` (M, D).
-    pub fn tile_distances(out: &mut [Lane], tile: &[Lane], centres: &[f32]) {
-        for (out, c) in out.chunks_mut(PAIR).zip(centres.chunks(PAIR * tile.len())) {
-            let mut acc = [[0.0; ROWS]; PAIR];
-            tile_to_some(&mut acc, tile, c);
-            out.copy_from_slice(&acc[..out.len()]);
-        }
-    }
-
     /// low = min(low, distance to one centre); `low` holds ROWS values per tile.
     pub fn sweep(low: &mut [f32], tiles: &[Lane], centre: &[f32]) {
         tiles_to_one(low, tiles, centre);

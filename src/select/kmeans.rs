@@ -89,7 +89,8 @@ pub fn lloyd(x: &Tensor, centres: &Tensor, iterations: u32, tolerance: f64) -> R
 fn from(x: &Tensor, norms: &Tensor, mut centres: Tensor, iterations: u32, limit: f64) -> Result<Clusters> {
     let mut done = 0;
     let mut labels = Tensor::zeros(x.device(), [x.dims()[0]], Dtype::U32)?;
-    assign(&mut labels, x, norms, &centres)?;
+    let mut pivots = Vec::new();
+    assign(&mut labels, &mut pivots, x, norms, &centres)?;
     while done < iterations {
         let members = Members::of(&labels, centres.dims()[0])?;
         let mut next = means(x, &centres, &members)?;
@@ -100,7 +101,7 @@ fn from(x: &Tensor, norms: &Tensor, mut centres: Tensor, iterations: u32, limit:
         let shift: f64 = shifts(&next, &centres)?.iter().sum();
         centres = next;
         done += 1;
-        assign(&mut labels, x, norms, &centres)?;
+        assign(&mut labels, &mut pivots, x, norms, &centres)?;
         if shift <= limit {
             break;
         }
@@ -172,13 +173,14 @@ impl Members {
     }
 }
 
-/// labels[i] = the nearest centre of row i.
-fn assign(labels: &mut Tensor, x: &Tensor, norms: &Tensor, centres: &Tensor) -> Result<()> {
+/// labels[i] = the nearest centre of row i. `pivots` is what the CPU carries from one call to the next.
+fn assign(labels: &mut Tensor, pivots: &mut Vec<f32>, x: &Tensor, norms: &Tensor, centres: &Tensor) -> Result<()> {
     let ([n, d], k) = (x.shape().matrix(OP)?, centres.dims()[0]);
     let squares = squares(centres)?;
     match x.device() {
         Device::Cpu => {
-            cpu::assign(labels.host_mut(OP)?, x.host(OP)?, norms.host(OP)?, centres.host(OP)?, squares.host(OP)?, d);
+            let (labels, norms, squares) = (labels.host_mut(OP)?, norms.host(OP)?, squares.host(OP)?);
+            cpu::assign(labels, pivots, x.host(OP)?, norms, centres.host(OP)?, squares, d);
             Ok(())
         }
         Device::Cuda(cuda) => {
@@ -297,22 +299,23 @@ mod cpu {
     use rayon::prelude::*;
 
     use crate::device::cpu as threads;
+    use crate::device::microkernel::{Panels, product};
     use crate::device::simd::mul_add;
-    use crate::ops::distance::fast::{self, Lane, ROWS};
+    use crate::ops::distance::fast;
     use crate::simd;
 
     /// Pieces of a cluster, added one after the other.
     const PIECES: usize = 8;
-    /// Centres of a panel.
-    const PANEL: usize = 8;
-    /// Scores summed side by side: with those of a whole panel LLVM gives up and adds lane by lane.
-    const SIDE: usize = 4;
+    /// Distances that are summed side by side.
+    const SUMS: usize = 8;
+    /// Numbers that are compared, or features that are summed, side by side.
+    const WIDTH: usize = 16;
     /// Rows of a task.
-    const BLOCK: usize = 64;
+    const BLOCK: usize = 256;
     /// The label of a row that is still to be compared with all centres by differences.
     const OPEN: u32 = u32::MAX;
     /// Centres of a group, on average.
-    const GROUP: usize = 64;
+    const GROUP: usize = 32;
 
     pub fn members(labels: &[u32], k: usize) -> (Vec<u32>, Vec<u32>) {
         let mut starts = vec![0u32; k + 1];
@@ -334,21 +337,37 @@ mod cpu {
             if rows.is_empty() {
                 return next.copy_from_slice(&centres[l * d..][..d]);
             }
-            let mut total: Option<Vec<f64>> = None;
-            for piece in rows.chunks(rows.len().div_ceil(PIECES)) {
-                let mut sum = vec![0.0f64; d];
-                for row in piece {
-                    sum.iter_mut().zip(&x[*row as usize * d..]).for_each(|(s, v)| *s += f64::from(*v));
-                }
-                match &mut total {
-                    None => total = Some(sum),
-                    Some(t) => t.iter_mut().zip(&sum).for_each(|(t, s)| *t += s),
-                }
-            }
-            for (next, sum) in next.iter_mut().zip(total.into_iter().flatten()) {
-                *next = (sum / rows.len() as f64) as f32;
+            for (at, next) in (0..d).step_by(WIDTH).zip(next.chunks_mut(WIDTH)) {
+                mean(next, x, rows, d, at);
             }
         });
+    }
+
+    simd! {
+        /// The mean of some rows, of the features from `at` on.
+        fn mean(next: &mut [f32], x: &[f32], rows: &[u32], d: usize, at: usize) {
+            let _ = FMA;
+            let mut total = [0.0f64; WIDTH];
+            for piece in rows.chunks(rows.len().div_ceil(PIECES)) {
+                let mut sum = [0.0f64; WIDTH];
+                for row in piece {
+                    let row = &x[*row as usize * d + at..][..next.len()];
+                    if let Some(row) = row.first_chunk::<WIDTH>() {
+                        for i in 0..WIDTH {
+                            sum[i] += f64::from(row[i]);
+                        }
+                    } else {
+                        sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+                    }
+                }
+                for i in 0..WIDTH {
+                    total[i] += sum[i];
+                }
+            }
+            for (next, total) in next.iter_mut().zip(&total) {
+                *next = (total / rows.len() as f64) as f32;
+            }
+        }
     }
 
     pub fn shifts(next: &[f32], centres: &[f32], d: usize) -> Vec<f64> {
@@ -381,14 +400,22 @@ mod cpu {
     }
 
     simd! {
+        /// Eight rows side by side: each addition to one sum waits for the last.
         fn distances_of(own: &mut [f32], x: &[f32], centres: &[f32], labels: &[u32], d: usize) {
-            for ((own, x), l) in own.iter_mut().zip(x.chunks_exact(d)).zip(labels) {
-                let mut acc = 0.0;
-                for (x, c) in x.iter().zip(&centres[*l as usize * d..]) {
-                    let t = x - c;
-                    acc = mul_add::<FMA>(t, t, acc);
+            for ((own, x), labels) in own.chunks_mut(SUMS).zip(x.chunks(SUMS * d)).zip(labels.chunks(SUMS)) {
+                let (mut rows, mut theirs) = ([&x[..d]; SUMS], [&x[..d]; SUMS]);
+                for i in 0..own.len() {
+                    rows[i] = &x[i * d..][..d];
+                    theirs[i] = &centres[labels[i] as usize * d..][..d];
                 }
-                *own = acc;
+                let mut acc = [0.0; SUMS];
+                for k in 0..d {
+                    for i in 0..SUMS {
+                        let t = rows[i][k] - theirs[i][k];
+                        acc[i] = mul_add::<FMA>(t, t, acc[i]);
+                    }
+                }
+                own.copy_from_slice(&acc[..own.len()]);
             }
         }
     }
@@ -399,221 +426,281 @@ mod cpu {
         });
     }
 
-    /// Of the rows of a tile: the two largest scores and whose the largest is.
+    /// Of a row: the two largest scores, and whose the largest is.
+    #[derive(Clone, Copy)]
     struct Top {
-        first: Lane,
-        second: Lane,
-        at: [u32; ROWS],
+        first: f32,
+        second: f32,
+        at: u32,
     }
 
-    impl Top {
-        fn new() -> Top {
-            Top { first: [f32::NEG_INFINITY; ROWS], second: [f32::NEG_INFINITY; ROWS], at: [0; ROWS] }
-        }
-    }
-
-    simd! {
-        /// Scores of a tile with panels of eight centres each, turned; `start`: −|c|²/2 of their centres, the first of
-        /// which has the number `at`.
-        fn meet(top: &mut Top, tile: &[Lane], panels: &[[f32; PANEL]], start: &[f32], at: u32) {
-            let (mut first, mut second, mut whose) = (top.first, top.second, top.at);
-            for ((p, panel), start) in (0u32..).zip(panels.chunks_exact(tile.len())).zip(start.chunks_exact(PANEL)) {
-                for part in 0..PANEL / SIDE {
-                    let mut acc: [Lane; SIDE] = std::array::from_fn(|i| [start[part * SIDE + i]; ROWS]);
-                    for (x, y) in tile.iter().zip(panel) {
-                        for i in 0..SIDE {
-                            for r in 0..ROWS {
-                                acc[i][r] = mul_add::<FMA>(x[r], y[part * SIDE + i], acc[i][r]);
-                            }
-                        }
-                    }
-                    for (i, acc) in acc.iter().enumerate() {
-                        let number = at + p * PANEL as u32 + (part * SIDE + i) as u32;
-                        for r in 0..ROWS {
-                            let (s, f) = (acc[r], first[r]);
-                            let less = if s < f { s } else { f };
-                            second[r] = if less > second[r] { less } else { second[r] };
-                            whose[r] = if s > f { number } else { whose[r] };
-                            first[r] = if s > f { s } else { f };
-                        }
-                    }
-                }
-            }
-            *top = Top { first, second, at: whose };
-        }
-    }
-
-    /// Centres by the nearest of the first of them, the pivots, in panels of eight.
-    struct Groups<'a> {
-        centres: Vec<&'a [f32]>,
-        /// The pivots, one behind the other.
-        first: &'a [f32],
-        pivots: usize,
-        d: usize,
-        /// Panels of all groups, one behind the other, turned; −|c|²/2 and number of their centres. A lane without a
-        /// centre scores −∞.
-        panels: Vec<[f32; PANEL]>,
+    /// Centres with the same nearest pivot.
+    struct Group {
+        panels: Panels<'static>,
+        /// −|c|²/2 and the numbers of the centres.
         start: Vec<f32>,
         number: Vec<u32>,
-        /// Where the panels of each group end, and the largest distance of its centres to its pivot.
-        ends: Vec<usize>,
-        radius: Vec<f32>,
-        /// max |c|²
+    }
+
+    /// The centres by their nearest pivots, of which there are fewer. Let x be nearest to the pivot q. For a centre c of
+    /// another pivot p, with the scores s of p and q, |x − c||p − q| ≥ (x − c)·(q − p) = s_q(x) − s_p(x) + s_p(c) − s_q(c):
+    /// how far both are from the plane between the pivots, which mostly proves the whole group of p too far from x.
+    struct Groups {
+        of: Vec<Group>,
+        pivots: Panels<'static>,
+        /// −|p|²/2
+        start: Vec<f32>,
+        /// A row for each q, one number for each p: a lower bound of s_p(c) − s_q(c), and an upper bound of |p − q|.
+        plane: Vec<f32>,
+        apart: Vec<f32>,
+        d: usize,
+        /// The largest |c|² or |p|².
         widest: f32,
     }
 
-    impl<'a> Groups<'a> {
-        fn new(centres: &'a [f32], squares: &[f32], d: usize) -> Groups<'a> {
-            let rows: Vec<&[f32]> = centres.chunks_exact(d).collect();
-            let pivots = (rows.len() / GROUP).max(1);
-            let mut of = vec![0; rows.len()];
-            fast::closest(&mut of, |j| rows[j], &rows[..pivots], d);
-            let mut to_pivot = vec![0.0; rows.len()];
-            distances(&mut to_pivot, centres, centres, &of, d);
-            let (order, starts) = members(&of, pivots);
-            let widest = squares.iter().fold(0.0, |m: f32, v| m.max(*v));
-            let mut g = Groups {
-                first: &centres[..pivots * d],
-                pivots,
-                d,
-                panels: Vec::new(),
-                start: Vec::new(),
-                number: Vec::new(),
-                ends: Vec::new(),
-                radius: Vec::new(),
-                widest,
-                centres: rows,
-            };
-            for w in starts.windows(2) {
-                let members = &order[w[0] as usize..w[1] as usize];
-                for some in members.chunks(PANEL) {
-                    let at = g.panels.len();
-                    g.panels.resize(at + d, [0.0; PANEL]);
-                    for (lane, j) in some.iter().enumerate() {
-                        let panel = g.panels[at..].iter_mut().zip(g.centres[*j as usize]);
-                        panel.for_each(|(p, v)| p[lane] = *v);
-                    }
-                    g.start.extend(some.iter().map(|j| -0.5 * squares[*j as usize]));
-                    g.number.extend(some);
-                    g.start.resize(g.number.len().next_multiple_of(PANEL), f32::NEG_INFINITY);
-                    g.number.resize(g.start.len(), 0);
-                }
-                g.ends.push(g.start.len() / PANEL);
-                g.radius.push(members.iter().fold(0.0, |m: f32, j| m.max(to_pivot[*j as usize])).sqrt());
+    /// −|r|²/2 of each row
+    fn starts_of(rows: &[f32], d: usize) -> Vec<f32> {
+        rows.chunks_exact(d).map(|r| -0.5 * r.iter().map(|v| v * v).sum::<f32>()).collect()
+    }
+
+    /// Moves the pivots to the middle of their centres; At first some centres are pivots. Returns
+    /// the scores of the centres with the pivots (K, P), and whose each centre is.
+    fn arrange(pivots: &mut Vec<f32>, centres: &[f32], d: usize) -> (Vec<f32>, Vec<u32>) {
+        let k = centres.len() / d;
+        let rounds = if pivots.is_empty() { 3 } else { 1 };
+        if pivots.is_empty() {
+            pivots.extend(&centres[..(k / GROUP).max(1) * d]);
+        }
+        let (mut scores, mut of) = (Vec::new(), vec![0; k]);
+        for round in 0..=rounds {
+            let count = pivots.len() / d;
+            scores.resize(k * count, 0.0);
+            product(&mut scores, centres, &Panels::from_cols(pivots, d, count), Some(&starts_of(pivots, d)));
+            of.iter_mut().zip(scores.chunks_exact(count)).for_each(|(of, s)| *of = find(s, most(s)) as u32);
+            if round < rounds {
+                let (order, starts) = members(&of, count);
+                let before = std::mem::take(pivots);
+                pivots.resize(before.len(), 0.0);
+                means(pivots, &before, centres, &order, &starts, d);
             }
-            g
+        }
+        (scores, of)
+    }
+
+    impl Groups {
+        fn new(pivots: &mut Vec<f32>, centres: &[f32], squares: &[f32], d: usize) -> Groups {
+            let (scores, of) = arrange(pivots, centres, d);
+            let (count, start) = (pivots.len() / d, starts_of(pivots, d));
+            let widest = squares.iter().copied().chain(start.iter().map(|s| -2.0 * s)).fold(0.0, f32::max);
+            let mut apart = vec![0.0; count * count];
+            fast::pairwise(&mut apart, pivots, pivots, count, d);
+            apart.iter_mut().for_each(|v| *v = v.sqrt() * (1.0 + margin(d)));
+            let mut plane = vec![f32::INFINITY; count * count];
+            for (p, scores) in of.iter().zip(scores.chunks_exact(count)) {
+                let own = scores[*p as usize] - slack(widest, widest, d);
+                for (plane, s) in plane[*p as usize..].iter_mut().step_by(count).zip(scores) {
+                    let bound = own - s;
+                    // A NaN stays.
+                    *plane = if bound < *plane || bound.is_nan() { bound } else { *plane };
+                }
+            }
+            let (order, starts) = members(&of, count);
+            let group = |w: &[u32]| {
+                let number = order[w[0] as usize..w[1] as usize].to_vec();
+                let rows: Vec<f32> = number.iter().flat_map(|j| &centres[*j as usize * d..][..d]).copied().collect();
+                let start = number.iter().map(|j| -0.5 * squares[*j as usize]).collect();
+                Group { panels: Panels::from_cols(&rows, d, number.len()), start, number }
+            };
+            let of = starts.windows(2).map(group).collect();
+            Groups { of, pivots: Panels::from_cols(pivots, d, count), start, plane, apart, d, widest }
         }
 
-        /// Labels of some rows that are near each other. A group is passed over for a tile when for each of its rows all of
-        /// the group is farther away than a centre that was met: d(x, c) ≥ d(x, pivot) − radius. Canonical distances are
-        /// off by their (D + 2) u-th part; all distances here are lowered or raised by 4 (D + 16) u, so the canonical ones
-        /// say the same. A row whose label the scores do not prove gets [`OPEN`].
-        fn label(&self, labels: &mut [u32], rows: &[u32], x: &[f32], norms: &[f32]) {
-            let d = self.d;
-            let of = |i: u32| &x[i as usize * d..][..d];
-            let margin = 4.0 * (d + 16) as f32 / 16_777_216.0;
-            let count = rows.len().div_ceil(ROWS);
-            let mut tiles = vec![[0.0; ROWS]; count * d];
-            let mut low = vec![[0.0; ROWS]; count * self.pivots];
-            let mut reach = vec![[0.0; ROWS]; count];
-            let mut norm = vec![[0.0; ROWS]; count];
-            let mut tops: Vec<Top> = (0..count).map(|_| Top::new()).collect();
-            let mut order: Vec<(f32, usize)> = (0..self.pivots).map(|g| (f32::INFINITY, g)).collect();
-            for (t, rows) in rows.chunks(ROWS).enumerate() {
-                let tile = &mut tiles[t * d..(t + 1) * d];
-                fast::turn(tile, |r| of(rows[r]), rows.len());
-                for (r, norm) in norm[t].iter_mut().enumerate() {
-                    *norm = norms[rows[r.min(rows.len() - 1)] as usize];
-                }
-                let low = &mut low[t * self.pivots..(t + 1) * self.pivots];
-                fast::tile_distances(low, tile, self.first);
-                bounds(low, &mut reach[t], &self.radius, margin);
-                for ((least, _), low) in order.iter_mut().zip(low) {
-                    *least = low.iter().fold(*least, |m, v| m.min(*v));
-                }
+        /// Labels of a block of rows; [`OPEN`] where the scores do not prove one. Each row meets the group of the nearest
+        /// pivot, then all groups that may hold a centre as near as the best of those.
+        fn label(&self, labels: &mut [u32], x: &[f32], norms: &[f32]) {
+            let groups = self.of.len();
+            let mut tops = vec![Top { first: f32::NEG_INFINITY, second: f32::NEG_INFINITY, at: 0 }; labels.len()];
+            let mut to_pivots = vec![0.0; labels.len() * groups];
+            let bases: Vec<u32> = (0..labels.len()).map(|i| (i * self.d) as u32).collect();
+            self.pivots.some_rows(&mut to_pivots, x, &bases, &self.start);
+            let mut lists = Lists { of: vec![0; groups * BLOCK], len: vec![0; groups] };
+            let near: Vec<usize> = to_pivots.chunks_exact(groups).map(|s| find(s, most(s))).collect();
+            (0..).zip(&near).for_each(|(i, near)| lists.push(*near, i));
+            self.meet(&mut tops, &lists, x, &bases);
+            lists.len.fill(0);
+            for (i, scores) in to_pivots.chunks_exact_mut(groups).enumerate() {
+                let reach = at_most(tops[i].first, norms[i], self.widest, self.d).sqrt() * (1.0 + margin(self.d));
+                let own = scores[near[i]] - slack(norms[i], self.widest, self.d);
+                let row = near[i] * groups..(near[i] + 1) * groups;
+                // Met already: this proves to be too far.
+                scores[near[i]] = f32::NEG_INFINITY;
+                unproved(&mut lists, i as u32, scores, own, reach, &self.plane[row.clone()], &self.apart[row]);
             }
-            order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-            for (_, g) in &order {
-                let (from, to) = (if *g == 0 { 0 } else { self.ends[g - 1] }, self.ends[*g]);
-                for t in 0..count {
-                    let low = &low[t * self.pivots + g];
-                    // A bound that is NaN proves nothing.
-                    if from == to || low.iter().zip(&reach[t]).all(|(low, reach)| low > reach) {
-                        continue;
-                    }
-                    let start = &self.start[from * PANEL..to * PANEL];
-                    let tile = &tiles[t * d..(t + 1) * d];
-                    meet(&mut tops[t], tile, &self.panels[from * d..to * d], start, (from * PANEL) as u32);
-                    let first = tops[t].first.iter().zip(&norm[t]);
-                    for (reach, (first, norm)) in reach[t].iter_mut().zip(first) {
-                        let near = at_most(*first, *norm, self.widest, d).sqrt() * (1.0 + margin);
-                        *reach = if near < *reach { near } else { *reach };
-                    }
-                }
-            }
+            self.meet(&mut tops, &lists, x, &bases);
             for (i, label) in labels.iter_mut().enumerate() {
-                let (t, r) = (i / ROWS, i % ROWS);
-                let top = &tops[t];
-                let sure = decided(top.first[r], top.second[r], norm[t][r], self.widest, d);
-                *label = if sure { self.number[top.at[r] as usize] } else { OPEN };
+                let top = &tops[i];
+                let sure = decided(top.first, top.second, norms[i], self.widest, self.d);
+                *label = if sure { top.at } else { OPEN };
             }
+        }
+
+        /// Scores of the listed rows with the centres of their groups.
+        fn meet(&self, tops: &mut [Top], lists: &Lists, x: &[f32], bases: &[u32]) {
+            let (mut scores, mut at) = (Vec::new(), Vec::new());
+            let groups = self.of.iter().enumerate().filter(|(g, group)| lists.len[*g] > 0 && !group.number.is_empty());
+            for (g, group) in groups {
+                let rows = lists.of(g);
+                at.clear();
+                at.extend(rows.iter().map(|i| bases[*i as usize]));
+                scores.resize(rows.len() * group.number.len(), 0.0);
+                group.panels.some_rows(&mut scores, x, &at, &group.start);
+                rank(tops, rows, &mut scores, &group.number);
+            }
+        }
+    }
+
+    /// For each group some rows of a block.
+    struct Lists {
+        of: Vec<u32>,
+        len: Vec<usize>,
+    }
+
+    impl Lists {
+        fn of(&self, group: usize) -> &[u32] {
+            &self.of[group * BLOCK..][..self.len[group]]
+        }
+
+        fn push(&mut self, group: usize, row: u32) {
+            self.of[group * BLOCK + self.len[group]] = row;
+            self.len[group] += 1;
         }
     }
 
     simd! {
-        /// Squared distances to pivots become lower bounds of the distance to any centre of the pivot's group; reach[r]: an
-        /// upper bound of the distance to the nearest pivot.
-        fn bounds(low: &mut [Lane], reach: &mut Lane, radius: &[f32], margin: f32) {
-            let mut least = [f32::INFINITY; ROWS];
-            for (low, radius) in low.iter_mut().zip(radius) {
-                let radius = radius * (1.0 + margin);
-                for r in 0..ROWS {
-                    let distance = low[r].sqrt();
-                    least[r] = if distance < least[r] { distance } else { least[r] };
-                    low[r] = distance * (1.0 - margin) - radius;
+        /// The largest score.
+        fn most(scores: &[f32]) -> f32 {
+            let _ = FMA;
+            let mut most = [f32::NEG_INFINITY; WIDTH];
+            let (whole, rest) = scores.as_chunks::<WIDTH>();
+            for some in whole {
+                for i in 0..WIDTH {
+                    most[i] = if some[i] > most[i] { some[i] } else { most[i] };
                 }
             }
-            for r in 0..ROWS {
-                reach[r] = least[r] * (1.0 + margin);
+            for (most, v) in most.iter_mut().zip(rest) {
+                *most = if *v > *most { *v } else { *most };
+            }
+            let mut one = f32::NEG_INFINITY;
+            for v in most {
+                one = if v > one { v } else { one };
+            }
+            one
+        }
+    }
+
+    simd! {
+        /// Where a score is; 0 without it.
+        fn find(scores: &[f32], score: f32) -> usize {
+            let _ = FMA;
+            for (at, some) in scores.chunks(WIDTH).enumerate() {
+                let mut found = 0u32;
+                for (i, v) in some.iter().enumerate() {
+                    found |= u32::from(*v == score) << i;
+                }
+                if found != 0 {
+                    return at * WIDTH + found.trailing_zeros() as usize;
+                }
+            }
+            0
+        }
+    }
+
+    simd! {
+        /// Puts a row on the list of every group that is not proved to be out of its reach. A bound that is NaN proves nothing.
+        fn unproved(
+            lists: &mut Lists,
+            row: u32,
+            scores: &[f32],
+            own: f32,
+            reach: f32,
+            plane: &[f32],
+            apart: &[f32],
+        ) {
+            let _ = FMA;
+            let bounds = plane.chunks(WIDTH).zip(apart.chunks(WIDTH));
+            for (at, (scores, (plane, apart))) in scores.chunks(WIDTH).zip(bounds).enumerate() {
+                let mut open = 0u32;
+                for (i, (score, (plane, apart))) in scores.iter().zip(plane.iter().zip(apart)).enumerate() {
+                    let proved = own - score + plane > reach * apart;
+                    open |= u32::from(!proved) << i;
+                }
+                while open != 0 {
+                    lists.push(at * WIDTH + open.trailing_zeros() as usize, row);
+                    open &= open - 1;
+                }
             }
         }
     }
 
-    /// See the head of this file. Rows are taken in the order of their nearest pivot, so that those of a tile have the same
-    /// groups to meet.
-    pub fn assign(labels: &mut [u32], x: &[f32], norms: &[f32], centres: &[f32], squares: &[f32], d: usize) {
-        let groups = Groups::new(centres, squares, d);
-        let mut near = vec![0; labels.len()];
-        fast::closest(&mut near, |i| &x[i * d..(i + 1) * d], &groups.centres[..groups.pivots], d);
-        let (order, _) = members(&near, groups.pivots);
-        let found = &mut near;
-        let blocks = found.par_chunks_mut(BLOCK).zip(order.par_chunks(BLOCK));
-        blocks.for_each(|(found, rows)| groups.label(found, rows, x, norms));
-        let mut open = Vec::new();
-        for (i, l) in order.iter().zip(found) {
-            labels[*i as usize] = *l;
-            if *l == OPEN {
-                open.push(*i as usize);
+    /// Takes scores of some rows with the centres `number` into account; the scores are scratch afterwards.
+    fn rank(tops: &mut [Top], rows: &[u32], scores: &mut [f32], number: &[u32]) {
+        for (row, scores) in rows.iter().zip(scores.chunks_exact_mut(number.len())) {
+            let (top, first) = (&mut tops[*row as usize], most(scores));
+            if first > top.first {
+                let at = find(scores, first);
+                scores[at] = f32::NEG_INFINITY;
+                *top = Top { first, second: top.first.max(most(scores)), at: number[at] };
+            } else if first > top.second {
+                top.second = first;
             }
         }
+    }
+
+    /// See the head of this file. `pivots`: those of the last call, at first none.
+    pub fn assign(
+        labels: &mut [u32],
+        pivots: &mut Vec<f32>,
+        x: &[f32],
+        norms: &[f32],
+        centres: &[f32],
+        squares: &[f32],
+        d: usize,
+    ) {
+        let groups = Groups::new(pivots, centres, squares, d);
+        let blocks = labels.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK * d)).zip(norms.par_chunks(BLOCK));
+        blocks.for_each(|((labels, x), norms)| groups.label(labels, x, norms));
         // All of them together: tiles are full then, and four share their centres.
+        let open: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == OPEN).collect();
         let mut of_open = vec![0; open.len()];
-        fast::closest(&mut of_open, |i| &x[open[i] * d..][..d], &groups.centres, d);
+        let rows: Vec<&[f32]> = centres.chunks_exact(d).collect();
+        fast::closest(&mut of_open, |i| &x[open[i] * d..][..d], &rows, d);
         open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
+    }
+
+    /// What computed distances are raised by where they must be upper bounds of the true ones, or lowered where lower
+    /// ones: canonical distances are off by their (D + 2) u-th part, so with 4 (D + 16) u there is room on both sides, and
+    /// what holds for the bounds holds for canonical distances.
+    fn margin(d: usize) -> f32 {
+        4.0 * (d + 16) as f32 / 16_777_216.0
+    }
+
+    /// How far |x|² − 2 s may be from the squared distance whose score s is, in both directions.
+    fn slack(norm: f32, widest: f32, d: usize) -> f32 {
+        2.0 * margin(d) * ((norm * widest).sqrt() + widest + norm)
     }
 
     /// An upper bound of the squared distance of a row to the centre with its best score.
     fn at_most(first: f32, norm: f32, widest: f32, d: usize) -> f32 {
-        let slack = 8.0 * (d + 16) as f32 / 16_777_216.0;
-        (norm - 2.0 * first).max(0.0) + slack * ((norm * widest).sqrt() + widest + norm)
+        (norm - 2.0 * first).max(0.0) + slack(norm, widest, d)
     }
 
-    /// True when the best score is proved to be that of the nearest centre.
+    /// True when the best score is proved to be that of the nearest centre. Nothing is where products may overflow, or lose
+    /// more to underflow than to rounding.
     fn decided(first: f32, second: f32, norm: f32, widest: f32, d: usize) -> bool {
-        let slack = 8.0 * (d + 16) as f32 / 16_777_216.0;
+        let slack = 2.0 * margin(d);
         let scale = (norm * widest).sqrt() + widest;
         let gap = 2.0 * (first - second) - slack * scale;
-        scale < 1e37 && gap > slack * at_most(first, norm, widest, d)
+        (1e-24..1e37).contains(&scale) && gap > slack * at_most(first, norm, widest, d)
     }
 }
 
@@ -639,23 +726,37 @@ mod tests {
 
     #[test]
     fn labels_are_those_of_canonical_distances() {
+        // Far from the origin products say little; large ones overflow, small ones underflow.
+        let ranges = [(0, 1.0, 0.0), (1, 1.0, 0.0), (2, 1.0, 0.0), (5, 1.0, 4096.0), (0, 1e18, 0.0), (0, 1e20, 0.0)];
         for d in [1, 3, 50, 129] {
             for (n, k) in [(1, 1), (17, 5), (513, 8), (600, 33), (300, 300), (200, 700)] {
-                for levels in [0, 1, 2, 5] {
-                    let (x, mut c) = (points(n, d, levels, 1), points(k, d, levels, 2));
-                    if levels == 5 {
-                        // Far from the origin products say little: all is left to the differences.
-                        let far =
-                            |t: &Tensor| t.to_vec::<f32>().unwrap().iter().map(|v| v + 4096.0).collect::<Vec<_>>();
-                        let x = Tensor::new(&Device::Cpu, [n, d], &far(&x)).unwrap();
-                        c = Tensor::new(&Device::Cpu, [k, d], &far(&c)).unwrap();
-                        let got = lloyd(&x, &c, 0, 0.0).unwrap();
-                        assert_eq!(got.labels.to_vec::<u32>().unwrap(), brute_labels(&x, &c));
-                        continue;
-                    }
-                    let got = lloyd(&x, &c, 0, 0.0).unwrap();
-                    assert_eq!(got.labels.to_vec::<u32>().unwrap(), brute_labels(&x, &c), "{n}x{d}, {k} centres");
+                for (levels, scale, shift) in ranges.into_iter().chain([(3, 1e-13, 0.0), (0, 1e-22, 0.0)]) {
+                    let points = |n, lane| {
+                        let v = points(n, d, levels, lane).to_vec::<f32>().unwrap();
+                        let v: Vec<f32> = v.iter().map(|v| v * scale + shift).collect();
+                        Tensor::new(&Device::Cpu, [n, d], &v).unwrap()
+                    };
+                    let (x, c) = (points(n, 1), points(k, 2));
+                    let got = lloyd(&x, &c, 0, 0.0).unwrap().labels.to_vec::<u32>().unwrap();
+                    assert_eq!(got, brute_labels(&x, &c), "{n}x{d}, {k} centres, {levels} levels times {scale:e}");
                 }
+            }
+        }
+    }
+
+    /// Clusters far apart and copies of centres, over several iterations: most groups are passed over, some are empty.
+    #[test]
+    fn groups_are_passed_over_only_where_none_of_them_is_nearest() {
+        for (n, d, k, clusters) in [(900, 5, 400, 9), (1500, 20, 300, 5), (700, 2, 650, 3), (2000, 40, 600, 30)] {
+            let (noise, middle) = (points(n, d, 0, 1).to_vec::<f32>().unwrap(), points(clusters, d, 4, 2));
+            let middle = middle.to_vec::<f32>().unwrap();
+            let x = noise.iter().enumerate().map(|(e, v)| v + 3.0 * middle[e / d * 7 % clusters * d + e % d]);
+            let x = Tensor::new(&Device::Cpu, [n, d], &x.collect::<Vec<f32>>()).unwrap();
+            let rows: Vec<u32> = (0..k as u32).map(|j| if j % 5 == 0 { 0 } else { j }).collect();
+            let c = ops::gather_rows(&x, &Tensor::new(&Device::Cpu, [k], &rows).unwrap()).unwrap();
+            for iterations in [0, 1, 4] {
+                let got = lloyd(&x, &c, iterations, 0.0).unwrap();
+                assert_eq!(got.labels.to_vec::<u32>().unwrap(), brute_labels(&x, &got.centres), "{n}x{d}, {k} centres");
             }
         }
     }
