@@ -165,6 +165,7 @@ fn training_step(data: &DeviceData, labels: &[(PoolIdx, u32)], epochs: u32) -> R
         graphs: true,
         seed: 1,
         check: &|| Ok(()),
+        mixmatch: None,
         on_epoch: &|e| {
             rates.borrow_mut().push(recipe.batch as f64 / e.images_per_second);
             Ok(())

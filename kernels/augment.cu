@@ -8,9 +8,9 @@
 #else
 
 // out[i, y, x, c] = pixel * scale_c + shift_c of image order[offset + i] after a random crop of the zero-padded
-// image and a random flip. The randomness of an image depends on its id and the epoch, never on its place.
+// image and a random flip. The randomness of an image depends on its id and on word `when` of the clock, never on its place.
 //   out (n, h, w, c)   pixels (total, h, w, c)   order (len)   norm (2c): scales, then shifts
-//   clock (8): word 1 the epoch, word 2 the offset.   A position beyond `len` or an
+//   clock (8): word 0 the step, word 1 the epoch, word 2 the offset.   A position beyond `len` or an
 //   id beyond `total` gives NaN, which stops the run.
 // Launch:  one thread per output element, block 256.
 // Traffic: n h w c bytes in, n h w c elements out.
@@ -35,7 +35,8 @@ KERNEL VARIANT(gather_images)(
     uint32_t seed_hi,
     uint32_t crop_stream,
     uint32_t flip_stream,
-    uint32_t round
+    uint32_t round,
+    int when
 ) {
     int e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= n * h * w * c) return;
@@ -50,11 +51,11 @@ KERNEL VARIANT(gather_images)(
         return;
     }
     if (flip_below > 0) {
-        uint4 r = philox_block(seed_lo, seed_hi, flip_stream, round, clock[1], id);
-        if (r.x < flip_below) x = w - 1 - x;
+        uint4 r = philox_block(seed_lo, seed_hi, flip_stream, round, clock[when], id);
+        if (flip_below == 0xFFFFFFFFu || r.x < flip_below) x = w - 1 - x;
     }
     if (pad > 0) {
-        uint4 r = philox_block(seed_lo, seed_hi, crop_stream, round, clock[1], id);
+        uint4 r = philox_block(seed_lo, seed_hi, crop_stream, round, clock[when], id);
         y += (int)__umulhi(r.x, 2 * pad + 1) - pad;
         x += (int)__umulhi(r.y, 2 * pad + 1) - pad;
     }

@@ -2,12 +2,7 @@
 // is ever stored. One warp per row where a row decides something: lane l takes the classes l, l + 32, ...; bit-identical
 // on every run, whatever the number of rows. Valid for n < 2^26 rows and n * c < 2^31 - 256. A NaN anywhere in a row
 // makes its result NaN.
-#include "common.cuh"
-
-// The row of this warp, or n and more: then the whole warp leaves.
-DEVICE int warp_row() {
-    return (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32);
-}
+#include "rowwise.cuh"
 
 // The largest of p[j] and where it stands, the lowest class at a tie.
 DEVICE Best row_top(const float* p, int c, int lane) {
@@ -112,6 +107,26 @@ KERNEL mc_std_f32(
     for (int j = lane; j < c; j += 32) sum += sqrtf(squares[(size_t)i * c + j] / passes);
     sum = warp_sum(sum);
     if (lane == 0) y[i] = sum / (float)c;
+}
+
+// y[i] = sum over the classes of the variance over the passes.
+//   y (n)   squares (n, c)
+// Launch:  one warp per row, block 256.
+// Traffic: n*c + n floats.
+// Repeats, limits: see the top.
+KERNEL mc_variance_f32(
+    float* __restrict__ y,
+    const float* __restrict__ squares,
+    int n,
+    int c,
+    float passes
+) {
+    int i = warp_row(), lane = threadIdx.x % 32;
+    if (i >= n) return;                            // guard: a whole warp leaves together
+    float sum = 0.0f;
+    for (int j = lane; j < c; j += 32) sum += squares[(size_t)i * c + j];
+    sum = warp_sum(sum);
+    if (lane == 0) y[i] = sum / passes;
 }
 
 // The next pass of the variation ratio: a vote for the largest class of each row, the lowest at a tie.

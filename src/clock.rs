@@ -42,7 +42,12 @@ impl Clock {
 
     /// Sets the words at the start of an epoch.
     pub fn start(&self, step: u32, epoch: u32, rate: f32) -> Result<()> {
-        self.words.borrow_mut().write(&self.device, &[step, epoch, 0, 0, rate.to_bits(), 0, 0, 0])
+        self.resume(step, epoch, rate, [0, 0])
+    }
+
+    /// Sets the words within an epoch: `slot` steps of it are done, with `offset` examples.
+    pub fn resume(&self, step: u32, epoch: u32, rate: f32, [offset, slot]: [u32; 2]) -> Result<()> {
+        self.words.borrow_mut().write(&self.device, &[step, epoch, offset, slot, rate.to_bits(), 0, 0, 0])
     }
 
     /// Moves on by one batch of `n` examples.

@@ -4,7 +4,7 @@
 use crate::autograd::Grads;
 use crate::clock::Clock;
 use crate::nn::{Params, Slot};
-use crate::ops::AdamRule;
+use crate::ops::{AdamRule, SgdEmaRule};
 use crate::tensor::Buf;
 use crate::{Result, ops};
 
@@ -34,6 +34,43 @@ impl Sgd {
         gather(&mut self.grads, params, grads)?;
         let (v, g) = (&mut self.velocity, &self.grads);
         ops::sgd_step(params.arena_mut(), v, g, clock, &device, self.momentum, self.decay, self.clamp)?;
+        params.round()
+    }
+}
+
+/// SGD of a student whose weights another set follows as a moving average, with the decoupled decay of MixMatch.
+pub struct SgdEma {
+    rule: SgdEmaRule,
+    /// Marks what the decoupled decay reaches.
+    kernels: Buf<u8>,
+    /// It reaches everything, the running statistics too.
+    everything: bool,
+    velocity: Buf<f32>,
+    grads: Buf<f32>,
+}
+
+impl SgdEma {
+    /// For one set of parameters. The decoupled decay reaches filters and linear weights, or `everything`.
+    pub fn new(params: &Params, rule: SgdEmaRule, everything: bool) -> Result<SgdEma> {
+        let (device, n) = (params.device(), params.arena_len());
+        let marks = if everything { vec![1; n] } else { params.kernel_marks() };
+        let (velocity, grads) = (Buf::zeros(device, n)?, Buf::zeros(device, n)?);
+        Ok(SgdEma { rule, kernels: Buf::from_host(device, &marks)?, everything, velocity, grads })
+    }
+
+    /// One step with the learning rate of `clock`, after the running statistics have absorbed those of the step.
+    pub fn step(&mut self, params: &mut Params, average: &mut Params, grads: &Grads, clock: &Clock) -> Result<()> {
+        let device = params.device().clone();
+        gather(&mut self.grads, params, grads)?;
+        let (v, a, g) = (&mut self.velocity, average.arena_mut(), &self.grads);
+        ops::sgd_ema_step(params.arena_mut(), v, a, g, &self.kernels, clock, &device, self.rule)?;
+        if params.normalises() {
+            ops::ema_step(average.running_mut(), params.running_mut(), &device, self.rule.ema)?;
+            if self.everything {
+                ops::shrink_step(params.running_mut(), clock, &device, self.rule.shrink)?;
+            }
+        }
+        average.round()?;
         params.round()
     }
 }
@@ -71,17 +108,30 @@ fn gather(arena: &mut Buf<f32>, params: &Params, grads: &Grads) -> Result<()> {
     grads.params().try_for_each(|(i, g)| ops::copy_into(arena, params.offset(i), g.buf("optimizer")?, params.device()))
 }
 
-impl Sgd {
+/// An optimizer that remembers a velocity for every parameter: what a resumed training goes on with.
+pub trait Momentum {
     /// The velocity of every parameter, on the host. Waits for the device.
-    pub fn velocity(&self, params: &Params) -> Result<Vec<(Slot, Vec<f32>)>> {
-        params.split(&self.velocity)
-    }
+    fn velocity(&self, params: &Params) -> Result<Vec<(Slot, Vec<f32>)>>;
 
     /// Goes on with the velocities of an earlier run: `value` gives those of a parameter.
-    pub fn load(&mut self, params: &Params, value: impl FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
-        params.join(&mut self.velocity, value)
-    }
+    fn load(&mut self, params: &Params, value: &mut dyn FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()>;
 }
+
+macro_rules! momentum {
+    ($($optimizer:ty),*) => {$(
+        impl Momentum for $optimizer {
+            fn velocity(&self, params: &Params) -> Result<Vec<(Slot, Vec<f32>)>> {
+                params.split(&self.velocity)
+            }
+
+            fn load(&mut self, params: &Params, value: &mut dyn FnMut(&Slot) -> Result<Vec<f32>>) -> Result<()> {
+                params.join(&mut self.velocity, value)
+            }
+        }
+    )*};
+}
+
+momentum!(Sgd, SgdEma);
 
 /// The learning rate of an epoch (0-based): `base`, divided by ten at every milestone reached.
 pub fn rate_at(base: f64, milestones: &[u32], epoch: u32) -> f32 {

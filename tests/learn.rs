@@ -26,8 +26,16 @@ fn data(train: usize, test: usize) -> (DeviceData, Vec<(PoolIdx, u32)>) {
 }
 
 fn fit(data: &DeviceData, recipe: &Recipe, labelled: &[(PoolIdx, u32)], seed: u64) -> Fit {
-    let trainer =
-        Trainer { data, recipe, eval_batch: 256, graphs: true, seed, on_epoch: &|_| Ok(()), check: &|| Ok(()) };
+    let trainer = Trainer {
+        data,
+        recipe,
+        eval_batch: 256,
+        graphs: true,
+        seed,
+        on_epoch: &|_| Ok(()),
+        check: &|| Ok(()),
+        mixmatch: None,
+    };
     trainer.fit(0, labelled).unwrap()
 }
 
@@ -65,6 +73,7 @@ fn a_diverging_run_says_where() {
         seed: 1,
         on_epoch: &|_| Ok(()),
         check: &|| Ok(()),
+        mixmatch: None,
     };
     let e = trainer.fit(4, &labelled).err().unwrap().to_string();
     assert!(e.contains("round 4") && e.contains("epoch") && e.contains("step") && e.contains("train.lr"), "{e}");
@@ -140,6 +149,7 @@ fn training_is_the_loop_written_out() {
             seed: 9,
             on_epoch: &|_| Ok(()),
             check: &|| Ok(()),
+            mixmatch: None,
         };
         let got = checkpoint::to_bytes(&trainer.fit(4, &labelled).unwrap().model.params).unwrap();
         assert!(got == written_out(&data, &r, &labelled, 9, sizes), "{n} examples in batches of {sizes:?}");
@@ -170,8 +180,16 @@ fn a_training_goes_on_from_its_bytes() {
 }
 
 fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
-    let trainer =
-        Trainer { data, recipe: r, eval_batch: 5, graphs: true, seed: 1, on_epoch: &|_| Ok(()), check: &|| Ok(()) };
+    let trainer = Trainer {
+        data,
+        recipe: r,
+        eval_batch: 5,
+        graphs: true,
+        seed: 1,
+        on_epoch: &|_| Ok(()),
+        check: &|| Ok(()),
+        mixmatch: None,
+    };
     let saved = |t: &Training| {
         let params = &t.model.params;
         (checkpoint::to_bytes(params).unwrap(), checkpoint::momentum_to_bytes(params, &t.sgd).unwrap())

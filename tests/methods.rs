@@ -59,7 +59,7 @@ impl Scene {
     fn trainer(&self, eval_batch: usize) -> Trainer<'_> {
         let recipe = &self.config.train;
         let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
-        Trainer { data: &self.data, recipe, eval_batch, graphs: true, seed: 10, on_epoch, check }
+        Trainer { data: &self.data, recipe, eval_batch, graphs: true, seed: 10, on_epoch, check, mixmatch: None }
     }
 
     /// The model after the start set: one for all methods with the plain recipe.

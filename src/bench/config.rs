@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Spec};
 use crate::methods::{
-    adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, typiclust, vaal,
-    waal,
+    adversarial_bim, bald, cluster_margin, gcn, kmeans, learning_loss, mcadl, power_bald, probcover, ssl_consistency,
+    ssl_diff2aug, typiclust, vaal, waal,
 };
 use crate::nn::Precision;
-use crate::train::Recipe;
+use crate::train::{Recipe, Ssl, TrainerKind};
 use crate::{Error, Result, names};
 
 /// Everything that decides the bytes of a run, apart from the seed and the method.
@@ -22,6 +22,8 @@ pub struct Config {
     pub model: Option<Network>,
     /// How a model is trained.
     pub train: Recipe,
+    /// What MixMatch has beyond that.
+    pub ssl: Ssl,
     /// How it is evaluated.
     pub eval: Eval,
     /// How much is labelled.
@@ -51,6 +53,12 @@ pub struct Config {
     pub vaal: vaal::Settings,
     /// Likewise.
     pub waal: waal::Settings,
+    /// Settings of the method of this name.
+    #[serde(rename = "ssl-consistency")]
+    pub ssl_consistency: ssl_consistency::Settings,
+    /// Settings of the method of this name.
+    #[serde(rename = "ssl-diff2aug-kmeans")]
+    pub ssl_diff2aug_kmeans: ssl_diff2aug::Settings,
     /// Settings of the method of this name.
     #[serde(rename = "mean-std")]
     pub mean_std: bald::Passes,
@@ -219,6 +227,7 @@ impl Config {
                 flip: augment.flip == data::Flip::Half,
                 precision: Precision::F32,
             },
+            ssl: Ssl { shrink_everything: profile == Profile::Repro, ..Ssl::default() },
             eval: Eval { batch: spec.batch_test },
             budget: Budget { start, query, end },
             adversarial_bim: adversarial_bim::Settings::of(profile),
@@ -231,6 +240,8 @@ impl Config {
             uncertain_gcn: gcn::UncertainSettings::of(profile),
             vaal: vaal::Settings::of(profile),
             waal: waal::Settings::of(profile, spec.model),
+            ssl_consistency: ssl_consistency::Settings::default(),
+            ssl_diff2aug_kmeans: ssl_diff2aug::Settings::of(profile),
             mean_std: bald::Passes::default(),
             var_ratio: bald::Passes::default(),
             power_bald: power_bald::Settings::default(),
@@ -239,13 +250,15 @@ impl Config {
         }
     }
 
-    /// What the manifest of a run says: everything, but of the methods' tables only that of `method`. Settings of
-    /// another method must not keep a run from going on.
-    pub fn of_method(&self, method: &str) -> Result<serde_json::Value> {
+    /// What the manifest of a run says: everything, but of the methods' tables only that of `method`, and `ssl` only where
+    /// MixMatch trains. Settings of another method must not keep a run from going on.
+    pub fn of_method(&self, method: &str, trainer: TrainerKind) -> Result<serde_json::Value> {
         let failed = |why: String| Error::Config { key: "config".into(), why };
         let mut config = serde_json::to_value(self).map_err(|e| failed(e.to_string()))?;
         let table = config.as_object_mut().ok_or_else(|| failed("is not a table".into()))?;
-        table.retain(|key, _| ["model", "train", "eval", "budget", method].contains(&key.as_str()));
+        let ssl = trainer == TrainerKind::MixMatch;
+        let common = |key: &str| ["model", "train", "eval", "budget"].contains(&key) || (ssl && key == "ssl");
+        table.retain(|key, _| common(key) || key == method);
         Ok(config)
     }
 
@@ -307,6 +320,7 @@ impl Config {
         if !(0.0..=1.0).contains(&t.momentum) || !at_least_zero(t.weight_decay) || !at_least_zero(t.grad_clamp) {
             return refuse("train", "momentum must be in 0 to 1, weight_decay and grad_clamp at least 0");
         }
+        self.ssl.check()?;
         self.adversarial_bim.check()?;
         self.bald.check()?;
         self.kmeans.check()?;
@@ -316,6 +330,8 @@ impl Config {
         self.uncertain_gcn.train.check("uncertain-gcn")?;
         self.vaal.check()?;
         self.waal.check()?;
+        self.ssl_consistency.check()?;
+        self.ssl_diff2aug_kmeans.check()?;
         self.mean_std.check("mean-std")?;
         self.var_ratio.check("var-ratio")?;
         self.power_bald.check()?;

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod epochs;
 pub mod metrics;
+mod partial;
 mod progress;
 pub mod runner;
 pub mod store;

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::{Config, Preset, Profile};
+use super::partial::{Partial, Round as PartialRound};
 use super::progress::Progress;
 pub use super::progress::Verbosity;
 use super::store::{self, Manifest, PickRecord, RoundRecord, RunDir, START, TimingRecord};
@@ -16,13 +17,17 @@ use crate::device::{Device, launch};
 use crate::methods::{self, Query, Round};
 use crate::nn::checkpoint;
 use crate::rng::{Purpose, Rng, lane_of};
-use crate::train::{DeviceData, EpochEnd, Model, Trainer};
+use crate::train::{DeviceData, EpochEnd, MixMatch, Model, Trainer, TrainerKind};
 use crate::{Error, Result, report};
 
 /// A resolved command.
 pub struct Plan {
     /// Random first; none for a fully supervised training.
     pub methods: Vec<&'static methods::Entry>,
+    /// The trainer of all of them but random; each method's own when absent.
+    pub trainer: Option<TrainerKind>,
+    /// A round that MixMatch trains is saved this often.
+    pub every: Duration,
     /// At least one.
     pub datasets: Vec<data::Source>,
     /// Name of the preset.
@@ -45,6 +50,8 @@ pub struct Plan {
     pub verbosity: Verbosity,
     /// Set by Ctrl-C.
     pub stop: Arc<AtomicBool>,
+    /// Set by a signal that asks for a save.
+    pub save: Arc<AtomicBool>,
 }
 
 impl Plan {
@@ -55,6 +62,15 @@ impl Plan {
             return Err(Error::Config { key: "train.epochs".into(), why: why.into() });
         }
         Ok(config)
+    }
+
+    /// The methods with their trainers; a trainer that a method cannot have is an error.
+    fn runs(&self, config: &Config) -> Result<Vec<methods::Run>> {
+        let run = |entry: &&'static methods::Entry| match self.trainer {
+            Some(trainer) if entry.id != report::REFERENCE => methods::Run::with(entry, trainer, config),
+            _ => Ok(methods::Run::plain(entry, config)),
+        };
+        self.methods.iter().map(run).collect()
     }
 
     /// True after Ctrl-C.
@@ -88,13 +104,22 @@ pub(super) fn manifest(plan: &Plan, config: &Config, data: &DeviceData, fingerpr
     }
 }
 
-/// What one round costs: images trained on and tested, the unit of progress and estimates.
+/// What one supervised round costs: images trained on and tested, the unit of progress and estimates.
 pub(super) fn work(config: &Config, labelled: usize, test: usize) -> u64 {
     u64::from(config.train.epochs) * (labelled as u64 + test as u64 / TEST_IS_CHEAPER)
 }
 
 /// A test image costs about a third of a training image: one pass of three.
 const TEST_IS_CHEAPER: u64 = 3;
+
+/// What a round costs by either trainer. MixMatch goes over the whole pool once an epoch: for each image it trains on three
+/// and makes guesses for two.
+fn cost(config: &Config, trainer: TrainerKind, labelled: usize, spec: &data::Spec) -> u64 {
+    match trainer {
+        TrainerKind::Supervised => work(config, labelled, spec.test_len),
+        TrainerKind::MixMatch => work(config, 3 * spec.train_len + 2 * spec.train_len / 3, spec.test_len),
+    }
+}
 
 /// The plan in words: round sizes, settings and an estimate measured on this device.
 pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
@@ -105,12 +130,14 @@ pub fn describe(plan: &Plan, device: &Device) -> Result<String> {
         let config = plan.config(set)?;
         let spec = set.spec();
         let targets = config.budget.targets(spec.train_len)?;
-        let one: u64 = targets.iter().map(|t| work(&config, *t, spec.test_len)).sum();
-        let start = targets.first().map_or(0, |t| work(&config, *t, spec.test_len));
-        let methods = plan.methods.len() as u64;
-        let sum = plan.seeds.len() as u64 * (methods * one - (methods - 1) * start);
-        total += sum;
-        let names: Vec<&str> = plan.methods.iter().map(|m| m.id).collect();
+        let runs = plan.runs(&config)?;
+        for trainer in TrainerKind::ALL {
+            let one: u64 = targets.iter().map(|t| cost(&config, trainer, *t, spec)).sum();
+            let start = targets.first().map_or(0, |t| cost(&config, trainer, *t, spec));
+            let methods = runs.iter().filter(|r| r.trainer == trainer).count() as u64;
+            total += plan.seeds.len() as u64 * (methods * one - methods.saturating_sub(1) * start);
+        }
+        let names: Vec<String> = runs.iter().map(methods::Run::id).collect();
         let _ = writeln!(text, "{} ({} profile, {} preset)", spec.id, plan.profile.name(), plan.preset_id);
         let _ = writeln!(text, "  methods   {}", names.join(", "));
         let _ = writeln!(text, "  seeds     {:?}", plan.seeds);
@@ -161,6 +188,7 @@ fn measure(device: &Device) -> Result<f64> {
         seed: 0,
         on_epoch: &|_| Ok(()),
         check: &|| Ok(()),
+        mixmatch: None,
     };
     let fit = trainer.fit(0, &labels)?;
     Ok(f64::from(config.train.epochs) * 1024.0 / fit.training_s.max(1e-6))
@@ -173,8 +201,10 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     for set in &plan.datasets {
         let config = plan.config(set)?;
         let targets = config.budget.targets(set.spec().train_len)?;
-        let one: u64 = targets.iter().map(|t| work(&config, *t, set.spec().test_len)).sum();
-        total += one * (plan.methods.len() * plan.seeds.len()) as u64;
+        for run in plan.runs(&config)? {
+            let one: u64 = targets.iter().map(|t| cost(&config, run.trainer, *t, set.spec())).sum();
+            total += one * plan.seeds.len() as u64;
+        }
     }
     let progress = Progress::new(plan.verbosity, total);
     let mut text = String::new();
@@ -191,8 +221,8 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
         };
         drop(host);
         for seed in &plan.seeds {
-            for method in &plan.methods {
-                one.run(method, *seed)?;
+            for run in plan.runs(&one.config)? {
+                one.run(&run, *seed)?;
             }
         }
         let folder = one.folder();
@@ -219,6 +249,15 @@ fn pick_record(round: usize, picks: &[PoolIdx]) -> PickRecord {
     PickRecord { round: round as u32, ids: picks.iter().map(|p| p.0).collect(), scores: None }
 }
 
+/// A round under way.
+struct Task<'a> {
+    run: &'a methods::Run,
+    seed: u64,
+    round: usize,
+    /// In words.
+    what: String,
+}
+
 /// What a round leaves behind.
 struct Done {
     record: RoundRecord,
@@ -227,21 +266,23 @@ struct Done {
 }
 
 impl Experiment<'_> {
-    fn manifest(&self, method: &str, seed: u64) -> Result<Manifest> {
+    /// Of a run with the id `id`, whose settings are those of the method `of`.
+    fn manifest(&self, id: &str, of: &str, trainer: TrainerKind, seed: u64) -> Result<Manifest> {
         Ok(Manifest {
-            method: method.into(),
-            config: self.config.of_method(method)?,
+            method: id.into(),
+            config: self.config.of_method(of, trainer)?,
             targets: self.config.budget.targets(self.labels.len())?.into_iter().map(|t| t as u32).collect(),
             ..manifest(self.plan, &self.config, &self.data, &self.fingerprint, seed)
         })
     }
 
-    fn run(&self, method: &methods::Entry, seed: u64) -> Result<()> {
-        let spec = &self.data.spec;
+    fn run(&self, run: &methods::Run, seed: u64) -> Result<()> {
+        let (spec, id) = (&self.data.spec, run.id());
         let targets = self.config.budget.targets(self.labels.len())?;
-        let cost = |t: usize| work(&self.config, t, spec.test_len);
-        let folder = store::run_dir(&self.folder(), method.id, seed);
-        let mut dir = RunDir::open(&folder, &self.manifest(method.id, seed)?)?;
+        let cost = |t: usize| cost(&self.config, run.trainer, t, spec);
+        let folder = store::run_dir(&self.folder(), &id, seed);
+        let manifest = self.manifest(&id, run.entry.id, run.trainer, seed)?;
+        let mut dir = RunDir::open(&folder, &manifest)?;
         let finished = dir.finished_rounds() as usize;
         self.progress.skip(targets.iter().take(finished).map(|t| cost(*t)).sum());
         if finished >= targets.len() {
@@ -251,36 +292,51 @@ impl Experiment<'_> {
         for picks in dir.picks() {
             pool.reveal(&picks.ids.iter().map(|i| PoolIdx(*i)).collect::<Vec<_>>())?;
         }
-        let mut chooser = (method.make)(&self.config);
+        let mut chooser = (run.entry.make)(&self.config);
         let mut model = None;
         if finished > 0 {
             chooser.restore(dir.method_state())?;
             model = Some(self.saved(&*chooser, &dir.model()?.unwrap_or_default(), &folder)?);
         }
         for (round, target) in targets.iter().enumerate().skip(finished) {
-            let what = format!("{} {} seed {seed} · {target} labelled", spec.id, method.id);
-            self.progress.round(&what, self.config.train.epochs);
+            let what = format!("{} {id} seed {seed} · {target} labelled", spec.id);
+            let task = Task { run, seed, round, what };
+            self.progress.round(&task.what, self.config.train.epochs);
+            // A round that was stopped in its training has its picks already.
+            let mut partial = Partial::open(&folder, round as u32, &manifest)?;
             let start = Instant::now();
-            let picks = match &model {
-                None => pool.start_set(Rng::new(seed), *target)?,
-                Some(m) => {
+            let (picks, selection_s) = match (partial.begun(), &model) {
+                (Some(begun), _) => {
+                    chooser.restore(&begun.method_state)?;
+                    (begun.picks.iter().map(|i| PoolIdx(*i)).collect(), begun.selection_s)
+                }
+                (None, None) => (pool.start_set(Rng::new(seed), *target)?, 0.0),
+                (None, Some(m)) => {
                     let n = target - pool.labelled().len();
-                    self.select(method, &mut *chooser, (&pool, m), (seed, round), n, &what)?
+                    let picks = self.select(&task, &mut *chooser, (&pool, m), n)?;
+                    (picks, start.elapsed().as_secs_f64())
                 }
             };
-            let selection_s = if round == 0 { 0.0 } else { start.elapsed().as_secs_f64() };
             pool.reveal(&picks)?;
-            let mut done = match round {
-                0 if chooser.trains_plainly() => self.start_round(&pool, &mut *chooser, seed, &picks)?,
-                _ => self.train(&pool, &mut *chooser, seed, round, &what)?,
+            let mut done = if round == 0 && chooser.trains_plainly() {
+                self.start_round(&task, &pool, &mut *chooser, &picks)?
+            } else {
+                partial.begin(PartialRound {
+                    picks: picks.iter().map(|p| p.0).collect(),
+                    selection_s,
+                    method_state: chooser.save(),
+                });
+                self.train(&task, &pool, &mut *chooser, &partial)?
             };
             done.timing.selection_s = selection_s;
             let bytes = checkpoint::to_bytes(&done.model.params)?;
             done.record.picked = picks.len() as u32;
             let (epochs, last) = (done.record.correct.len(), done.record.correct.last().copied().unwrap_or(0));
             dir.commit_round(done.record, pick_record(round, &picks), done.timing.clone(), chooser.save(), &bytes)?;
+            Partial::clear(&folder)?;
             self.progress.line(&format!(
-                "{what}: {:.2} % after {} epochs, selection {:.2} s, training {:.1} s",
+                "{}: {:.2} % after {} epochs, selection {:.2} s, training {:.1} s",
+                task.what,
                 100.0 * f64::from(last) / spec.test_len.max(1) as f64,
                 epochs,
                 done.timing.selection_s,
@@ -299,53 +355,60 @@ impl Experiment<'_> {
         check: &'a dyn Fn() -> Result<()>,
     ) -> Trainer<'a> {
         let (data, recipe) = (&self.data, &self.config.train);
-        Trainer { data, recipe, eval_batch: self.config.eval.batch, graphs: self.plan.graphs, seed, on_epoch, check }
+        let (eval_batch, graphs) = (self.config.eval.batch, self.plan.graphs);
+        Trainer { data, recipe, eval_batch, graphs, seed, on_epoch, check, mixmatch: None }
     }
 
     fn select(
         &self,
-        method: &methods::Entry,
+        task: &Task,
         chooser: &mut dyn methods::Method,
         (pool, model): (&Pool, &Model),
-        (seed, round): (u64, usize),
         n: usize,
-        what: &str,
     ) -> Result<Vec<PoolIdx>> {
-        let rng = Rng::new(seed).at(Purpose::Select, round as u32, 0).lane(lane_of(method.id));
-        let check = || self.interrupted(what);
-        let trainer = self.trainer(seed, &|_| Ok(()), &check);
+        let (id, round) = (task.run.entry.id, task.round as u32);
+        let rng = Rng::new(task.seed).at(Purpose::Select, round, 0).lane(lane_of(id));
+        let check = || self.interrupted(&task.what);
+        let trainer = self.trainer(task.seed, &|_| Ok(()), &check);
         let view = trainer.plain_view()?;
-        let query = Query::new(pool, &trainer, model, &view, round as u32, rng);
+        let query = Query::new(pool, &trainer, model, &view, round, rng);
         let picks = chooser.select(&query, n)?;
         self.data.device.synchronize()?;
-        methods::check_picks(method.id, &picks, pool.unlabelled(), n)?;
+        methods::check_picks(id, &picks, pool.unlabelled(), n)?;
         Ok(picks)
     }
 
-    /// Round 0 is the same for every method with the plain recipe: trained once per seed, then taken from disk.
+    /// Round 0 is the same for every method with the same trainer: trained once per seed, then taken from disk.
     fn start_round(
         &self,
+        task: &Task,
         pool: &Pool,
         chooser: &mut dyn methods::Method,
-        seed: u64,
         picks: &[PoolIdx],
     ) -> Result<Done> {
-        let folder = store::run_dir(&self.folder(), START, seed);
+        let (trainer, seed) = (task.run.trainer, task.seed);
+        let id = store::start_id(trainer);
+        let folder = store::run_dir(&self.folder(), &id, seed);
         let what = format!("{} seed {seed} · shared start", self.data.spec.id);
+        let task = Task { run: task.run, seed, round: 0, what };
+        let manifest = self.manifest(&id, START, trainer, seed)?;
         let mut trained = false;
         // Another process may be training the same start: wait for it.
         let mut wait = || {
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            self.interrupted(&what)
+            std::thread::sleep(Duration::from_millis(200));
+            self.interrupted(&task.what)
         };
-        let start = store::shared_start(&folder, &self.manifest(START, seed)?, &mut wait, || {
+        let start = store::shared_start(&folder, &manifest, &mut wait, || {
             trained = true;
-            let mut done = self.train(pool, chooser, seed, 0, &what)?;
+            let mut partial = Partial::open(&folder, 0, &manifest)?;
+            partial.begin(PartialRound::default());
+            let mut done = self.train(&task, pool, chooser, &partial)?;
             done.record.picked = picks.len() as u32;
             Ok((done.record, pick_record(0, picks), done.timing, checkpoint::to_bytes(&done.model.params)?))
         })?;
+        Partial::clear(&folder)?;
         if !trained {
-            self.progress.skip(work(&self.config, pool.labelled().len(), self.data.spec.test_len));
+            self.progress.skip(cost(&self.config, trainer, pool.labelled().len(), &self.data.spec));
         }
         let lost = || Error::Data {
             path: folder.display().to_string(),
@@ -380,48 +443,62 @@ impl Experiment<'_> {
         }
         self.progress.finish();
         Err(Error::Interrupted {
-            resume: format!("{what} was stopped; finished rounds are on disk and the same command goes on from there"),
+            resume: format!("{what} was stopped; what is finished is on disk and the same command goes on from there"),
         })
     }
 
-    fn train(
-        &self,
-        pool: &Pool,
-        chooser: &mut dyn methods::Method,
-        seed: u64,
-        round: usize,
-        what: &str,
-    ) -> Result<Done> {
+    fn train(&self, task: &Task, pool: &Pool, chooser: &mut dyn methods::Method, partial: &Partial) -> Result<Done> {
         let missing = || Error::Data { path: "pool".into(), why: "a labelled example has no label".into() };
         let labelled = pool
             .labelled()
             .iter()
             .map(|id| Ok((*id, pool.label(*id).ok_or_else(missing)?)))
             .collect::<Result<Vec<_>>>()?;
-        let each = work(&self.config, labelled.len(), self.data.spec.test_len) / u64::from(self.config.train.epochs);
+        let (spec, round) = (&self.data.spec, task.round as u32);
+        let epochs = u64::from(self.config.train.epochs);
+        let each = cost(&self.config, task.run.trainer, labelled.len(), spec) / epochs;
         let seen = Cell::new(0u32);
         let on_epoch = |e: &EpochEnd| {
-            seen.set(seen.get() + 1);
-            self.progress.epoch(e, self.data.spec.test_len, each);
-            self.interrupted(what)
+            // Epochs of an earlier start are on disk.
+            let before = u64::from(e.epoch - seen.get());
+            self.progress.skip(each * before);
+            seen.set(e.epoch + 1);
+            self.progress.resume(e.epoch as usize);
+            self.progress.epoch(e, spec.test_len, each);
+            match task.run.trainer {
+                TrainerKind::Supervised => self.interrupted(&task.what),
+                TrainerKind::MixMatch => Ok(()), // stops when its state is saved
+            }
         };
-        let check = || self.interrupted(what);
-        let trainer = self.trainer(seed, &on_epoch, &check);
-        let fit = chooser.fit(&Round { trainer: &trainer, number: round as u32, labelled: &labelled })?;
+        let check = || self.interrupted(&task.what);
+        let keep = partial.keeper(self.plan.every, &self.plan.save, &self.plan.stop, &check);
+        let mut trainer = self.trainer(task.seed, &on_epoch, &check);
+        if task.run.trainer == TrainerKind::MixMatch {
+            trainer.mixmatch = Some(MixMatch { ssl: &self.config.ssl, keep: &keep });
+            self.warn_of_missing_classes(&labelled, &task.what);
+        }
+        let fit = chooser.fit(&Round { trainer: &trainer, number: round, labelled: &labelled })?;
         let record = RoundRecord {
-            round: round as u32,
+            round,
             labelled: labelled.len() as u32,
             picked: 0,
-            test_size: self.data.spec.test_len as u32,
+            test_size: spec.test_len as u32,
             correct: fit.correct,
             loss: fit.loss,
         };
-        let timing = TimingRecord {
-            round: round as u32,
-            selection_s: 0.0,
-            training_s: fit.training_s,
-            evaluation_s: fit.evaluation_s,
-        };
+        let timing =
+            TimingRecord { round, selection_s: 0.0, training_s: fit.training_s, evaluation_s: fit.evaluation_s };
         Ok(Done { record, timing, model: fit.model })
+    }
+
+    /// A class without a label is never guessed either: worth knowing before hours of training.
+    fn warn_of_missing_classes(&self, labelled: &[(PoolIdx, u32)], what: &str) {
+        let mut missing: Vec<u32> = (0..self.data.spec.classes as u32).collect();
+        missing.retain(|c| labelled.iter().all(|(_, label)| label != c));
+        if !missing.is_empty() {
+            let n = missing.len();
+            missing.truncate(10);
+            self.progress.line(&format!("{what}: {n} classes have no labelled example, such as {missing:?}"));
+        }
     }
 }

@@ -8,6 +8,7 @@
 //!     timing.jsonl        one TimingRecord a line; the only file that differs between two equal runs
 //!     state.json          the authority: finished rounds, lengths of the files above, the method's own state
 //!     model.safetensors   weights and statistics after the last finished round
+//!     partial.bin         a round that was stopped in its training
 //!     .lock               held while a process works here; dies with it
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! `finished_rounds` lines count.
 
 use crate::error::{Error, Result};
+use crate::train::TrainerKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -381,6 +383,14 @@ pub fn shared_start(
         start.commit_round(round, picks, timing, Value::Null, &model)?;
     }
     Ok(start)
+}
+
+/// The name of the shared round 0 of a trainer.
+pub fn start_id(trainer: TrainerKind) -> String {
+    match trainer {
+        TrainerKind::Supervised => START.into(),
+        other => format!("{START}+{}", other.name()),
+    }
 }
 
 /// `<out>/<preset>-<profile>/<dataset>`: everything one report is about.

@@ -43,6 +43,7 @@ fn settings(config: &Config) -> Result<serde_json::Value> {
     let mut value = serde_json::to_value(config).map_err(failed)?;
     if let Some(table) = value.as_object_mut() {
         table.shift_remove("budget");
+        table.shift_remove("ssl");
     }
     Ok(value)
 }
@@ -138,6 +139,7 @@ impl One<'_> {
             seed,
             on_epoch: &|_| Ok(()),
             check: &|| Ok(()),
+            mixmatch: None,
         };
         let mut training = trainer.start(0)?;
         match dir.models()? {

@@ -1,22 +1,26 @@
 //! `dalcore bench`, `train` and `report`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
-use super::{DataDirArg, misuse, profile_of, set_threads, watch_ctrl_c};
+use super::{DataDirArg, misuse, profile_of, set_threads, watch_ctrl_c, watch_save};
 use crate::bench::config::{self, Preset};
 use crate::bench::runner::{self, Plan, Verbosity};
 use crate::bench::training;
 use crate::data::{self, DataDir};
 use crate::device::Choice;
 use crate::methods::{self, Kind, METHODS};
+use crate::train::TrainerKind;
 use crate::{Error, report};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     dalcore bench --method coreset\n  \
     dalcore bench -m coreset,least-confidence -d mnist --preset paper --profile repro --seeds 2\n  \
+    dalcore bench -m ssl-diff2aug-direct -d mnist --preset paper\n  \
+    dalcore bench -m badge --trainer mixmatch -d mnist\n  \
     dalcore bench -m coreset --set train.lr=0.05 --set budget.end=10 --dry-run\n\n\
     Presets: paper = the paper's budgets and epochs, five seeds; quick = five budgets, a third of the epochs, one\n\
     seed; smoke = two rounds of two epochs. Starting the same command again resumes where it stopped.")]
@@ -24,6 +28,14 @@ pub struct BenchArgs {
     /// Method to run; repeatable or comma-separated. Random is always run as the reference [default: the paper's]
     #[arg(short, long = "method", value_delimiter = ',', value_name = "NAME")]
     methods: Vec<String>,
+    /// Train every method but the reference by this: supervised or mixmatch (also on unlabelled images). Combinations that
+    /// are not the paper's are named METHOD+TRAINER in results [default: each method's own]
+    #[arg(long, value_name = "NAME")]
+    trainer: Option<String>,
+    /// Save a round that MixMatch trains when this many seconds have passed since the last time; SIGUSR1 saves it now,
+    /// Ctrl-C and SIGTERM save it and stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 180.0)]
+    save_every: f64,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -82,7 +94,7 @@ struct RunArgs {
     /// CPU threads; never changes a result [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// TOML file with any of the options and the tables model, train, eval, budget
+    /// TOML file with any of the options and the tables model, train, ssl, eval, budget
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one setting, for instance train.lr=0.05 (repeatable; --dry-run lists them)
@@ -109,6 +121,7 @@ fn chosen(typed: &[String], from_file: &[String], default: &[&str]) -> Vec<Strin
 #[serde(default)]
 struct File {
     methods: Vec<String>,
+    trainer: Option<String>,
     datasets: Vec<String>,
     preset: Option<String>,
     profile: Option<String>,
@@ -138,7 +151,10 @@ pub fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
             entries.push(entry);
         }
     }
+    let trainer = args.trainer.as_deref().or(file.trainer.as_deref()).map(TrainerKind::find).transpose()?;
+    let every = seconds(args.save_every)?;
     let (plan, device) = plan_of(&args.run, file, entries, verbosity)?;
+    let plan = Plan { trainer, every, ..plan };
     if args.run.dry_run {
         print!("{}", runner::describe(&plan, &device.open()?)?);
         return Ok(());
@@ -153,9 +169,7 @@ pub fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     // One seed unless more are asked for.
     let seeds = args.run.seeds.or(file.seeds).unwrap_or(1);
     file.seeds = Some(seeds);
-    let every = std::time::Duration::try_from_secs_f64(args.save_every)
-        .map_err(|_| misuse("--save-every", format!("{} is not a number of seconds", args.save_every)))?;
-    let options = training::Options { every, log_steps: args.log_steps };
+    let options = training::Options { every: seconds(args.save_every)?, log_steps: args.log_steps };
     let (plan, device) = plan_of(&args.run, file, Vec::new(), verbosity)?;
     let text = match args.run.dry_run {
         true => training::describe(&plan, &device.open()?)?,
@@ -163,6 +177,11 @@ pub fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     };
     print!("{text}");
     Ok(())
+}
+
+fn seconds(save_every: f64) -> Result<Duration, Error> {
+    Duration::try_from_secs_f64(save_every)
+        .map_err(|_| misuse("--save-every", format!("{save_every} is not a number of seconds")))
 }
 
 /// Everything an experiment needs but its device, which is opened last.
@@ -218,6 +237,9 @@ fn plan_of(
         graphs: !args.no_graph,
         verbosity,
         stop,
+        save: watch_save()?,
+        trainer: None,
+        every: Duration::MAX,
     };
     Ok((plan, device))
 }

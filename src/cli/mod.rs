@@ -188,11 +188,22 @@ fn set_threads(threads: Option<usize>) -> Result<(), Error> {
     device::cpu::set_threads(threads.unwrap_or(0))
 }
 
-/// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once; the files are sound at every moment.
+/// A flag that Ctrl-C and SIGTERM set. A second one ends the program at once; the files are sound at every moment.
 fn watch_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, stop.clone())
-        .and_then(|_| signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()))
-        .context("cannot watch for Ctrl-C")?;
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+        signal_hook::flag::register_conditional_shutdown(signal, code, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .context("cannot watch for Ctrl-C")?;
+    }
     Ok(stop)
+}
+
+/// A flag that SIGUSR1 sets, where there is such a thing.
+fn watch_save() -> anyhow::Result<Arc<AtomicBool>> {
+    let save = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, save.clone()).context("cannot watch for SIGUSR1")?;
+    Ok(save)
 }

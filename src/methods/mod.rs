@@ -19,6 +19,9 @@ pub mod power_bald;
 pub mod probcover;
 mod query;
 mod random;
+pub mod ssl_consistency;
+pub mod ssl_diff2aug;
+mod ssl_random;
 pub mod typiclust;
 pub mod vaal;
 mod var_ratio;
@@ -32,7 +35,7 @@ pub(crate) use typiclust::{Settings as TypiClustSettings, choose as typical_rows
 use crate::bench::config::Config;
 use crate::data::PoolIdx;
 use crate::names;
-use crate::train::{DeviceData, Fit, Model, Trainer};
+use crate::train::{DeviceData, Fit, Model, Trainer, TrainerKind};
 use crate::{Error, Result};
 
 /// One round's training task.
@@ -56,6 +59,11 @@ pub trait Method {
     /// with other methods.
     fn trains_plainly(&self) -> bool {
         true
+    }
+
+    /// The trainer that the method is defined with; none where any will do.
+    fn trainer(&self) -> Option<TrainerKind> {
+        None
     }
 
     /// The network with fresh weights from the stream (seed, round). Overridden together with [`Method::fit`] when the
@@ -263,6 +271,46 @@ pub static METHODS: &[Entry] = &[
         make: |config| Box::new(waal::Waal::new(config)),
     },
     Entry {
+        id: "ssl-consistency",
+        paper_name: "SSLConsistency",
+        kind: Kind::Ssal,
+        about: "MixMatch; predictions that vary most over random views",
+        needs: "V random views of the pool",
+        costs: "V·U·(network), U·C",
+        remembers: "nothing",
+        make: |c| Box::new(ssl_consistency::SslConsistency(c.ssl_consistency)),
+    },
+    Entry {
+        id: "ssl-diff2aug-direct",
+        paper_name: "SSLDiff2AugDirect",
+        kind: Kind::Ssal,
+        about: "MixMatch; small margins of the mean prediction over the clean and a random view",
+        needs: "logits of both views",
+        costs: "2·U·(network), U·C",
+        remembers: "nothing",
+        make: |_| Box::new(ssl_diff2aug::Direct),
+    },
+    Entry {
+        id: "ssl-diff2aug-kmeans",
+        paper_name: "SSLDiff2AugKmeans",
+        kind: Kind::Ssal,
+        about: "the same margins, spread over clusters of the features by their size",
+        needs: "logits of both views, embeddings",
+        costs: "2·U·(network) + iterations·U·20·D, U·D",
+        remembers: "nothing",
+        make: |c| Box::new(ssl_diff2aug::KMeans(c.ssl_diff2aug_kmeans)),
+    },
+    Entry {
+        id: "ssl-random",
+        paper_name: "SSLRandom",
+        kind: Kind::Ssal,
+        about: "MixMatch with random queries; the reference of the semi-supervised methods",
+        needs: "nothing",
+        costs: "U, U",
+        remembers: "nothing",
+        make: |_| Box::new(ssl_random::SslRandom),
+    },
+    Entry {
         id: "entropy",
         paper_name: "EntropySampling",
         kind: Kind::Extra,
@@ -342,9 +390,50 @@ pub fn find(name: &str) -> Result<&'static Entry> {
         .ok_or_else(|| names::unknown("--method", name, METHODS.iter().map(|m| m.id)))
 }
 
-/// The name in the paper of a method's id; an id that is in no table names itself.
+/// The name in the paper of a method's id, with the trainer behind a `+` where the id has one; an id that is in no table
+/// names itself.
 pub fn paper_name(id: &str) -> String {
-    METHODS.iter().find(|m| m.id == id).map_or_else(|| id.to_string(), |m| m.paper_name.to_string())
+    let (method, trainer) = id.split_once('+').map_or((id, ""), |(m, t)| (m, t));
+    let name = METHODS.iter().find(|m| m.id == method).map_or(method, |m| m.paper_name);
+    if trainer.is_empty() { name.into() } else { format!("{name} + {trainer}") }
+}
+
+/// A method as it is run: with its trainer.
+#[derive(Clone, Copy)]
+pub struct Run {
+    /// The method.
+    pub entry: &'static Entry,
+    /// What trains its models, unless it brings a training of its own.
+    pub trainer: TrainerKind,
+    /// Not the trainer that belongs to it: never in the paper's tables.
+    pub combined: bool,
+}
+
+impl Run {
+    /// The method by the trainer that belongs to it.
+    pub fn plain(entry: &'static Entry, config: &Config) -> Run {
+        let trainer = (entry.make)(config).trainer().unwrap_or(TrainerKind::Supervised);
+        Run { entry, trainer, combined: false }
+    }
+
+    /// The method by another trainer than its own, where that makes sense.
+    pub fn with(entry: &'static Entry, trainer: TrainerKind, config: &Config) -> Result<Run> {
+        let (method, plain) = ((entry.make)(config), Run::plain(entry, config));
+        let refuse = |why: String| Err(Error::Config { key: "--trainer".into(), why });
+        match trainer {
+            _ if !method.trains_plainly() => refuse(format!("{} brings a training of its own", entry.id)),
+            same if same == plain.trainer => Ok(plain),
+            _ if method.trainer().is_some() => {
+                refuse(format!("{} is defined with {}: leave --trainer out", entry.id, plain.trainer.name()))
+            }
+            _ => Ok(Run { trainer, combined: true, ..plain }),
+        }
+    }
+
+    /// Name in results: the method's id, and the trainer where it is not the method's own.
+    pub fn id(&self) -> String {
+        if self.combined { format!("{}+{}", self.entry.id, self.trainer.name()) } else { self.entry.id.into() }
+    }
 }
 
 /// Checks what every selection must be: `n` distinct ids (or all, if there are fewer), all unlabelled.

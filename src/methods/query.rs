@@ -29,6 +29,9 @@ pub struct Query<'a> {
     all: OnceCell<Tensor>,
 }
 
+/// Lanes of the augmentation streams that training has.
+const TRAINING_VIEWS: u32 = 2;
+
 fn ids(of: &[PoolIdx]) -> Vec<u32> {
     of.iter().map(|i| i.0).collect()
 }
@@ -92,6 +95,25 @@ impl<'a> Query<'a> {
     /// Logits (U, C) of the unlabelled examples in ascending order.
     pub fn logits(&self) -> Result<&Tensor> {
         Ok(&self.features_unlabelled()?.logits)
+    }
+
+    /// Logits (U, C) of random view `view` of the unlabelled examples, by the training transform: draws of their own for
+    /// every (seed, round, view, id), whatever training has seen.
+    pub fn augmented_logits(&self, view: u32) -> Result<Tensor> {
+        self.logits_of(self.trainer.train_view(self.round)?.lane(TRAINING_VIEWS + view))
+    }
+
+    /// Logits (U, C) of the unlabelled examples seen in a mirror.
+    pub fn flipped_logits(&self) -> Result<Tensor> {
+        self.logits_of(self.trainer.plain_view()?.flipped())
+    }
+
+    fn logits_of(&self, view: View) -> Result<Tensor> {
+        let view = view.stored_as(self.trainer.recipe.precision.dtype());
+        let (pass, images) = (Pass { view: &view, ..self.pass() }, &self.trainer.data.train);
+        let step = |x: &Tensor, clock: &Rc<Clock>| Ok([self.model.output(x, clock)?.logits]);
+        let [logits] = sweep(images, &ids(self.unlabelled()), pass, [self.classes()], step)?;
+        Ok(logits)
     }
 
     /// Penultimate features (U, D) of the unlabelled examples in ascending order.

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use super::{Params, Slot};
 use crate::data::Model;
-use crate::optim::Sgd;
+use crate::optim::Momentum;
 use crate::{Error, Result};
 
 /// Stated in the file, so that one with another order is refused and not misread.
@@ -37,7 +37,7 @@ pub fn to_bytes(params: &Params) -> Result<Vec<u8>> {
 }
 
 /// The velocity of every parameter, under the parameter's name.
-pub fn momentum_to_bytes(params: &Params, sgd: &Sgd) -> Result<Vec<u8>> {
+pub fn momentum_to_bytes(params: &Params, sgd: &dyn Momentum) -> Result<Vec<u8>> {
     write(sgd.velocity(params)?)
 }
 
@@ -66,8 +66,8 @@ pub fn from_bytes(params: &mut Params, bytes: &[u8]) -> Result<()> {
 }
 
 /// Overwrites the velocities of the optimizer.
-pub fn momentum_from_bytes(params: &Params, sgd: &mut Sgd, bytes: &[u8]) -> Result<()> {
-    sgd.load(params, read(bytes)?)
+pub fn momentum_from_bytes(params: &Params, sgd: &mut dyn Momentum, bytes: &[u8]) -> Result<()> {
+    sgd.load(params, &mut read(bytes)?)
 }
 
 /// The network that a file's tensors belong to, and its number of classes.

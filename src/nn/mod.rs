@@ -299,6 +299,25 @@ impl Params {
         Ok(())
     }
 
+    /// True when what the network makes of an image in training depends on the others in its batch.
+    pub fn normalises(&self) -> bool {
+        !self.stats.is_empty()
+    }
+
+    /// The running statistics' arena, to move them.
+    pub(crate) fn running_mut(&mut self) -> &mut Buf<f32> {
+        &mut self.running
+    }
+
+    /// 1 for every number that belongs to a filter or a linear weight, 0 for biases and normalisations.
+    pub(crate) fn kernel_marks(&self) -> Vec<u8> {
+        let mut marks = vec![0; self.arena.len()];
+        for s in self.slots.iter().filter(|s| s.shape.dims().len() > 1) {
+            marks[s.range()].fill(1);
+        }
+        marks
+    }
+
     /// Names, shapes and places.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
@@ -392,6 +411,10 @@ pub struct Ctx<'a> {
     /// The pool ids of a pass with dropout, of which the clock's offset takes those of the batch: masks are drawn by
     /// id then, so that they do not depend on the batch.
     pub examples: Option<&'a Tensor>,
+    /// Of several training passes in one step, which one it is: each has masks of its own.
+    pass: u32,
+    /// In training: the weights are constants, so that nothing is kept for a backward pass.
+    constant: bool,
     /// Statistics of the batch, of a training pass.
     seen: RefCell<Vec<(Stat, Tensor)>>,
 }
@@ -399,7 +422,27 @@ pub struct Ctx<'a> {
 impl<'a> Ctx<'a> {
     /// For one pass.
     pub fn new(mode: Mode, rng: Rng, clock: &'a Rc<Clock>, params: &'a Params) -> Ctx<'a> {
-        Ctx { mode, rng, clock, params, taps: false, examples: None, seen: RefCell::default() }
+        Ctx {
+            mode,
+            rng,
+            clock,
+            params,
+            taps: false,
+            examples: None,
+            pass: 0,
+            constant: false,
+            seen: RefCell::default(),
+        }
+    }
+
+    /// The same context for another training pass of the step.
+    pub fn pass(self, pass: u32) -> Ctx<'a> {
+        Ctx { pass, ..self }
+    }
+
+    /// The same training pass without gradients.
+    pub fn constant(self) -> Ctx<'a> {
+        Ctx { constant: true, ..self }
     }
 
     /// The same pass with the intermediate maps in its output.
@@ -422,13 +465,17 @@ impl<'a> Ctx<'a> {
     /// The tensor of a parameter. Outside of training it is a constant: an evaluation keeps no activations.
     pub fn param(&self, p: Param) -> Result<Tensor> {
         let t = self.params.tensor(p)?;
-        Ok(if self.mode == Mode::Train { t } else { t.detach() })
+        Ok(if self.tracks() { t } else { t.detach() })
+    }
+
+    fn tracks(&self) -> bool {
+        self.mode == Mode::Train && !self.constant
     }
 
     /// The tensor of a weight in the precision of the run, for a product.
     pub fn weight(&self, p: Param) -> Result<Tensor> {
         let t = self.params.rounded(p)?;
-        Ok(if self.mode == Mode::Train { t } else { t.detach() })
+        Ok(if self.tracks() { t } else { t.detach() })
     }
 
     /// Images in the precision of the run.
@@ -441,7 +488,7 @@ impl<'a> Ctx<'a> {
     pub fn dropped(&self, layer: u32, p: f32, x: &Tensor) -> Result<Tensor> {
         let rng = match (self.mode, self.examples) {
             (Mode::Eval, _) => return Ok(x.clone()),
-            (Mode::Train, _) => self.rng.lane(layer),
+            (Mode::Train, _) => self.rng.lane(2 * self.pass + layer),
             (Mode::McDropout { pass }, None) => self.rng.lane(2 * pass + layer),
             (Mode::McDropout { pass }, Some(order)) => {
                 return ops::dropout_examples(x, p, self.rng.lane(2 * pass + layer), order, self.clock);

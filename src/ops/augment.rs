@@ -3,7 +3,8 @@
 //! y[i][r][s][c] = pixel · scale_c + shift_c, scale_c = 1 / (255 std_c), shift_c = −mean_c / std_c, of image
 //! id = order[offset + i]; the pixel is x[id][r + dy][s′ + dx][c], black (0) outside, with s′ = W − 1 − s where the
 //! image is flipped. dy, dx in [−pad, pad] are words 0 and 1 of block `id` of the crop stream, the flip is word 0 of
-//! block `id` of the flip stream: they depend on (seed, round, epoch, pool id), never on the place in the batch.
+//! block `id` of the flip stream: they depend on (seed, round, epoch, pool id), never on the place in the batch; in
+//! place of the epoch, on the step where an epoch shows an image several times.
 
 use super::cast;
 use super::rows::{batch, check_ids};
@@ -17,9 +18,12 @@ use crate::{Error, Result, on_stored};
 /// How images are seen: crop, flip, normalisation.
 pub struct View {
     crop_pad: usize,
-    flip: Flip,
+    /// The word below which an image is flipped; the largest one for all images.
+    flip_below: u32,
     crop_rng: Rng,
     flip_rng: Rng,
+    /// What of the clock the streams are read at.
+    when: Word,
     /// (2C): scales, then shifts.
     norm: Tensor,
     /// (256, C): what becomes of each byte; for the CPU.
@@ -57,9 +61,10 @@ impl View {
         let table = (0..=255).flat_map(entry).collect();
         Ok(View {
             crop_pad,
-            flip,
+            flip_below: threshold(if flip == Flip::Half { 0.5 } else { 0.0 }),
             crop_rng: rng.at(Purpose::Crop, round, 0),
             flip_rng: rng.at(Purpose::Flip, round, 0),
+            when: Word::Epoch,
             norm: Tensor::new(device, [norm.len()], &norm)?,
             table,
             dtype: Dtype::F32,
@@ -71,12 +76,19 @@ impl View {
         View { dtype, ..self }
     }
 
-    /// The word below which an image is flipped.
-    fn flip_below(&self) -> u32 {
-        match self.flip {
-            Flip::Never => 0,
-            Flip::Half => threshold(0.5),
-        }
+    /// Another view of the same images: lane `l` of the streams, 0 being what there is otherwise.
+    pub fn lane(self, l: u32) -> View {
+        View { crop_rng: self.crop_rng.lane(l), flip_rng: self.flip_rng.lane(l), ..self }
+    }
+
+    /// Draws anew at every step instead of every epoch.
+    pub fn each_step(self) -> View {
+        View { when: Word::Step, ..self }
+    }
+
+    /// Every image flipped.
+    pub fn flipped(self) -> View {
+        View { flip_below: threshold(1.0), ..self }
     }
 }
 
@@ -94,16 +106,17 @@ pub fn gather_images(pixels: &Tensor, order: &Tensor, clock: &Clock, n: usize, v
         Device::Cpu => {
             let ids = batch(op, order.host(op)?, clock, n)?;
             check_ids(op, ids, total)?;
-            cpu::gather(y.host_mut(op)?, pixels.host(op)?, ids, [h, w, c], view, clock.host(Word::Epoch)?);
+            cpu::gather(y.host_mut(op)?, pixels.host(op)?, ids, [h, w, c], view, clock.host(view.when)?);
         }
         Device::Cuda(cuda) => on_stored!(op, y, S => {
             let (l, words, y) = (Launch::elements(n * h * w * c), &clock.words(), y.buf_mut::<S>(op)?);
             let (pixels, len, order) = (pixels.buf(op)?, order.len() as i32, order.buf(op)?);
             let [n, h, w, c, pad] = [n, h, w, c, view.crop_pad].map(|v| v as i32);
             let ([lo, hi, crop, round], [_, _, flip, _]) = (view.crop_rng.words(), view.flip_rng.words());
-            let (norm, total, below) = (view.norm.buf(op)?, total as u32, view.flip_below());
+            let (norm, total, below) = (view.norm.buf(op)?, total as u32, view.flip_below);
             launch::gather_images(
                 cuda, l, y, pixels, order, words, norm, n, h, w, c, len, total, pad, below, lo, hi, crop, flip, round,
+                view.when as i32,
             )
         })?,
     }
@@ -114,16 +127,16 @@ mod cpu {
     use super::{View, threads};
 
     /// y: (n, H, W, C), x: (N, H, W, C); the ids are below N.
-    pub fn gather(y: &mut [f32], x: &[u8], ids: &[u32], [h, w, c]: [usize; 3], view: &View, epoch: u32) {
+    pub fn gather(y: &mut [f32], x: &[u8], ids: &[u32], [h, w, c]: [usize; 3], view: &View, when: u32) {
         let image = h * w * c;
-        let (crops, flips) = (view.crop_rng.with_b(epoch), view.flip_rng.with_b(epoch));
-        let (pad, below, table) = (view.crop_pad as isize, view.flip_below(), &view.table);
+        let (crops, flips) = (view.crop_rng.with_b(when), view.flip_rng.with_b(when));
+        let (pad, below, table) = (view.crop_pad as isize, view.flip_below, &view.table);
         threads::chunks(y, image, |at, y| {
             for (y, id) in y.chunks_exact_mut(image.max(1)).zip(&ids[at / image.max(1)..]) {
                 let x = &x[*id as usize * image..][..image];
                 let words = if pad > 0 { crops.block(*id) } else { [0; 4] };
                 let shift = |word: u32| ((u64::from(word) * (2 * pad as u64 + 1)) >> 32) as isize - pad;
-                let flipped = below > 0 && flips.block(*id)[0] < below;
+                let flipped = below > 0 && (below == u32::MAX || flips.block(*id)[0] < below);
                 for (r, y) in y.chunks_exact_mut(w * c).enumerate() {
                     let row = r.checked_add_signed(shift(words[0])).filter(|r| *r < h);
                     let row = row.map(|r| &x[r * w * c..][..w * c]);
@@ -202,6 +215,38 @@ mod tests {
         let bad = Tensor::new(&Device::Cpu, [2], &[0u32, 3]).unwrap();
         assert!(gather_images(&t, &bad, &clock, 1, &view).is_err());
         assert!(View::plain(&Device::Cpu, &[0.5], &[0.0]).is_err());
+    }
+
+    #[test]
+    fn a_flipped_view_mirrors_every_image() {
+        let x = pixels(5, 2, 3, 1);
+        let t = Tensor::new(&Device::Cpu, [5, 2, 3, 1], &x).unwrap();
+        let order = Tensor::new(&Device::Cpu, [5], &[4u32, 3, 2, 1, 0]).unwrap();
+        let clock = Clock::new(&Device::Cpu).unwrap();
+        let view = || View::plain(&Device::Cpu, &[0.0], &[1.0 / 255.0]).unwrap();
+        let see = |view: View| gather_images(&t, &order, &clock, 5, &view).unwrap().to_vec::<f32>().unwrap();
+        let mirrored: Vec<f32> = see(view()).chunks(3).flat_map(|row| row.iter().rev().copied()).collect();
+        assert_eq!(see(view().flipped()), mirrored);
+    }
+
+    /// Lanes and steps give draws of their own; the epoch of a view by steps does not matter.
+    #[test]
+    fn views_of_lanes_and_steps() {
+        let x = pixels(30, 4, 4, 1);
+        let t = Tensor::new(&Device::Cpu, [30, 4, 4, 1], &x).unwrap();
+        let order = Tensor::new(&Device::Cpu, [30], &(0..30).collect::<Vec<u32>>()).unwrap();
+        let see = |lane: u32, by_step: bool, [step, epoch]: [u32; 2]| {
+            let clock = Clock::new(&Device::Cpu).unwrap();
+            clock.start(step, epoch, 0.0).unwrap();
+            let view = View::train(&Device::Cpu, &[0.0], &[1.0], 1, Flip::Half, Rng::new(3), 1).unwrap().lane(lane);
+            let view = if by_step { view.each_step() } else { view };
+            gather_images(&t, &order, &clock, 30, &view).unwrap().to_vec::<f32>().unwrap()
+        };
+        assert_ne!(see(0, false, [0, 2]), see(1, false, [0, 2]));
+        assert_eq!(see(1, false, [0, 2]), see(1, false, [9, 2]));
+        assert_eq!(see(1, true, [2, 0]), see(1, false, [0, 2]));
+        assert_eq!(see(1, true, [2, 0]), see(1, true, [2, 7]));
+        assert_ne!(see(1, true, [2, 0]), see(1, true, [3, 0]));
     }
 
     #[test]

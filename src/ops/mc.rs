@@ -3,8 +3,8 @@
 //!
 //! BALD: I = H(p̄) − Σ_t H(p^t) / T, p̄ = Σ_t p^t / T, H = −Σ_c p ln p; from Σ p (n, C) and Σ H (n). The largest
 //! probability is taken as one minus the others, H = −(1 − s) log1p(−s) − Σ over the others of p ln p, which keeps its
-//! resolution near certainty. Mean standard deviation: Σ_c std_t p_c / C (of the population), by Welford's sums. Variation
-//! ratio: 1 − votes of the modal class / T. Not differentiable.
+//! resolution near certainty. Mean standard deviation: Σ_c std_t p_c / C (of the population), and variance: Σ_c var_t p_c,
+//! by Welford's sums. Variation ratio: 1 − votes of the modal class / T. Not differentiable.
 
 use crate::device::{Device, Launch, launch};
 use crate::tensor::{Dtype, Tensor};
@@ -17,6 +17,8 @@ pub enum McRule {
     Bald,
     /// The mean over the classes of the standard deviation over the passes.
     MeanStd,
+    /// The sum over the classes of the variance over the passes.
+    Variance,
     /// The share of the passes that do not vote for the class with most votes.
     VarRatio,
 }
@@ -36,7 +38,7 @@ impl McSums {
     pub fn new(rule: McRule, device: &Device, [n, c]: [usize; 2]) -> Result<McSums> {
         let second = match rule {
             McRule::Bald => [n, 1],
-            McRule::MeanStd => [n, c],
+            McRule::MeanStd | McRule::Variance => [n, c],
             McRule::VarRatio => [0, 1],
         };
         let first = Tensor::stale(device, [n, c], Dtype::F32)?;
@@ -63,7 +65,7 @@ impl McSums {
                 }
                 match self.rule {
                     McRule::Bald => cpu::bald_add(a, b, p, c),
-                    McRule::MeanStd => cpu::std_add(a, b, p, t),
+                    McRule::MeanStd | McRule::Variance => cpu::std_add(a, b, p, t),
                     McRule::VarRatio => cpu::votes_add(a, p, c),
                 }
                 Ok(())
@@ -73,7 +75,7 @@ impl McSums {
                 let (a, b, p) = (self.first.buf_mut(OP)?, self.second.buf_mut(OP)?, p.buf(OP)?);
                 match self.rule {
                     McRule::Bald => launch::mc_bald_add_f32(cuda, l, a, b, p, ni, ci, t),
-                    McRule::MeanStd => {
+                    McRule::MeanStd | McRule::Variance => {
                         launch::mc_std_add_f32(cuda, Launch::elements(n * c), a, b, p, (n * c) as i32, t)
                     }
                     McRule::VarRatio => launch::mc_votes_add_f32(cuda, l, a, p, ni, ci, t),
@@ -96,6 +98,7 @@ impl McSums {
                 match self.rule {
                     McRule::Bald => cpu::bald(y, a, b, c, t),
                     McRule::MeanStd => cpu::std(y, b, c, t),
+                    McRule::Variance => cpu::variance(y, b, c, t),
                     McRule::VarRatio => cpu::votes(y, a, c, t),
                 }
             }
@@ -105,6 +108,7 @@ impl McSums {
                 match self.rule {
                     McRule::Bald => launch::mc_bald_f32(&cuda, l, y, a, b, n, c, t)?,
                     McRule::MeanStd => launch::mc_std_f32(&cuda, l, y, b, n, c, t)?,
+                    McRule::Variance => launch::mc_variance_f32(&cuda, l, y, b, n, c, t)?,
                     McRule::VarRatio => launch::mc_votes_f32(&cuda, l, y, a, n, c, t)?,
                 }
             }
@@ -183,6 +187,13 @@ mod cpu {
     pub fn std(y: &mut [f32], squares: &[f32], c: usize, t: f64) {
         for (y, s) in y.iter_mut().zip(squares.chunks_exact(c)) {
             *y = (s.iter().map(|s| (f64::from(*s) / t).sqrt()).sum::<f64>() / c as f64) as f32;
+        }
+    }
+
+    /// y = Σ_c squares / T
+    pub fn variance(y: &mut [f32], squares: &[f32], c: usize, t: f64) {
+        for (y, s) in y.iter_mut().zip(squares.chunks_exact(c)) {
+            *y = (s.iter().map(|s| f64::from(*s)).sum::<f64>() / t) as f32;
         }
     }
 

@@ -15,6 +15,7 @@ mod elementwise;
 mod loss;
 mod matmul;
 mod mc;
+mod mixmatch;
 mod normal;
 mod norms;
 mod optim;
@@ -38,9 +39,10 @@ pub use elementwise::{add, add_bias, cast, mul, relu, scale};
 pub use loss::{bce_with_logits, gauss_kl, kl_soft, mse};
 pub use matmul::{linear, matmul_nn, matmul_nt, matmul_tn};
 pub use mc::{McRule, McSums, mc_scores};
+pub use mixmatch::{Mixtures, Rise, guess, margin_of_mean, mix_images, mix_targets, mixmatch_loss};
 pub use normal::{normals, reparameterize};
 pub use norms::{normalize_rows, row_norms};
-pub use optim::{AdamRule, adam_step, copy_into, ema_step, sgd_step};
+pub use optim::{AdamRule, SgdEmaRule, adam_step, copy_into, ema_step, sgd_ema_step, sgd_step, shrink_step};
 pub use pool::{Pool, avg_pool2d, max_pool2d};
 pub use ranking::ranking_loss;
 pub use reduce::{max_cols, mean_all, sum_all, sum_cols, sum_rows};
@@ -161,7 +163,7 @@ const fn longest([y, a, b]: [u64; 3]) -> usize {
 
 /// The cases of every family.
 pub fn cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 18] = [
+    let families: [&'static [Case]; 19] = [
         elementwise::CASES,
         reduce::CASES,
         matmul::CASES,
@@ -179,6 +181,7 @@ pub fn cases() -> Vec<&'static Case> {
         normal::CASES,
         ranking::CASES,
         critic::CASES,
+        mixmatch::CASES,
         conv2d::TRANSPOSED,
     ];
     families.into_iter().flatten().collect()
@@ -186,7 +189,7 @@ pub fn cases() -> Vec<&'static Case> {
 
 /// Cases of real size, for device agreement and benchmarks.
 pub fn large_cases() -> Vec<&'static Case> {
-    let families: [&'static [Case]; 16] = [
+    let families: [&'static [Case]; 17] = [
         reduce::LARGE,
         matmul::LARGE,
         conv2d::LARGE,
@@ -200,6 +203,7 @@ pub fn large_cases() -> Vec<&'static Case> {
         shape::LARGE,
         norms::LARGE,
         normal::LARGE,
+        mixmatch::LARGE,
         conv2d::TRANSPOSED_LARGE,
         distance::LARGE,
         critic::LARGE,

@@ -3,6 +3,7 @@
 //! SGD: g′ = clamp(g, ±κ); v ← μ v + (g′ + λ w); w ← w − η v.
 //! Adam: g′ = g + λ w; m ← β₁ m + (1 − β₁) g′; v ← β₂ v + (1 − β₂) g′²; w ← w − η m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁ᵗ)
 //! and v̂ = v / (1 − β₂ᵗ), t counting the optimizer's steps from 1. Average: a ← α a + (1 − α) w.
+//! MixMatch takes SGD without the clamp, then the average, then w ← w (1 − δ η), δ being the decoupled decay.
 //! The learning rate η and t are read from clocks, so that a captured step follows them. A NaN in g stays one.
 
 use crate::clock::{Clock, Word};
@@ -121,6 +122,66 @@ pub fn ema_step(average: &mut Buf<f32>, w: &Buf<f32>, device: &Device, decay: f6
     }
 }
 
+/// What a step of MixMatch does with a gradient, whatever the learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SgdEmaRule {
+    /// μ
+    pub momentum: f32,
+    /// λ, the coupled weight decay.
+    pub decay: f32,
+    /// α, that of the average.
+    pub ema: f64,
+    /// δ, the decoupled decay.
+    pub shrink: f32,
+}
+
+/// One step of SGD, then the average, then the decoupled decay of those weights whose `kernels` is not 0: w, v, average, g
+/// and kernels (n), in one pass.
+#[allow(clippy::too_many_arguments)]
+pub fn sgd_ema_step(
+    w: &mut Buf<f32>,
+    v: &mut Buf<f32>,
+    average: &mut Buf<f32>,
+    g: &Buf<f32>,
+    kernels: &Buf<u8>,
+    clock: &Clock,
+    device: &Device,
+    rule: SgdEmaRule,
+) -> Result<()> {
+    let (op, n) = ("sgd_ema_step", w.len());
+    if [v.len(), average.len(), g.len(), kernels.len()] != [n; 4] {
+        let got = format!("({}), ({}), ({}) and ({})", v.len(), average.len(), g.len(), kernels.len());
+        return Err(Error::Shape { op, want: format!("velocities, averages, gradients and marks of ({n})"), got });
+    }
+    let SgdEmaRule { momentum, decay, ema, shrink } = rule;
+    let rest = (1.0 - ema) as f32;
+    match device {
+        Device::Cpu => {
+            let rate = f32::from_bits(clock.host(Word::Rate)?);
+            let (w, v, a) = (w.host_mut(op)?, v.host_mut(op)?, average.host_mut(op)?);
+            fast::step_averaged(w, v, a, g.host(op)?, kernels.host(op)?, rate, [momentum, decay, rest, shrink]);
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let (l, words, n) = (Launch::elements(n.div_ceil(4)), &clock.words(), n as i32);
+            launch::sgd_ema_step_f32(cuda, l, w, v, average, g, kernels, words, n, momentum, decay, rest, shrink)
+        }
+    }
+}
+
+/// w ← w (1 − δ η): the decoupled decay alone, of numbers that no gradient reaches.
+pub fn shrink_step(w: &mut Buf<f32>, clock: &Clock, device: &Device, shrink: f32) -> Result<()> {
+    let (op, n) = ("shrink_step", w.len());
+    match device {
+        Device::Cpu => {
+            let kept = 1.0 - shrink * f32::from_bits(clock.host(Word::Rate)?);
+            w.host_mut(op)?.iter_mut().for_each(|w| *w *= kept);
+            Ok(())
+        }
+        Device::Cuda(cuda) => launch::shrink_f32(cuda, Launch::elements(n), w, &clock.words(), n as i32, shrink),
+    }
+}
+
 /// dst[offset ..] = src, on the device: how gradients get into the arena.
 pub fn copy_into<T: Elem>(dst: &mut Buf<T>, offset: usize, src: &Buf<T>, device: &Device) -> Result<()> {
     let op = "copy_into";
@@ -195,6 +256,42 @@ mod fast {
                 *m += rest[0] * (d - *m);
                 *v += rest[1] * (d * d - *v);
                 *w -= rate * *m / (v.sqrt() * unbias + eps_decay[0]);
+            }
+        }
+    }
+
+    /// w, v, average, g, kernels: (n). `rule`: momentum, decay, rest of the average, decoupled decay.
+    pub fn step_averaged(
+        w: &mut [f32],
+        v: &mut [f32],
+        average: &mut [f32],
+        g: &[f32],
+        kernels: &[u8],
+        rate: f32,
+        rule: [f32; 4],
+    ) {
+        let state = w.par_chunks_mut(TASK).zip(v.par_chunks_mut(TASK)).zip(average.par_chunks_mut(TASK));
+        let given = g.par_chunks(TASK).zip(kernels.par_chunks(TASK));
+        state.zip(given).for_each(|(((w, v), a), (g, k))| step_averaged_task(w, v, a, g, k, rate, rule));
+    }
+
+    crate::simd! {
+        fn step_averaged_task(
+            w: &mut [f32],
+            v: &mut [f32],
+            average: &mut [f32],
+            g: &[f32],
+            kernels: &[u8],
+            rate: f32,
+            rule: [f32; 4]
+        ) {
+            let [momentum, decay, rest, shrink] = rule;
+            let kept = 1.0 - shrink * rate;
+            for ((((w, v), a), g), k) in w.iter_mut().zip(v).zip(average).zip(g).zip(kernels) {
+                *v = momentum * *v + (g + decay * *w);
+                let moved = *w - rate * *v;
+                *a += rest * (moved - *a);
+                *w = moved * if *k == 0 { 1.0 } else { kept };
             }
         }
     }
@@ -298,6 +395,31 @@ mod tests {
         assert!(got[..2] == [1.0, -1.0] && got[2].is_nan(), "{got:?}");
         assert!(ema_step(&mut a, &w, &d, 1.5).is_err());
         assert!(ema_step(&mut a, &Buf::zeros(&d, 2).unwrap(), &d, 0.5).is_err());
+    }
+
+    /// Two steps by hand; the average follows the weights before they shrink, and only kernels shrink.
+    #[test]
+    fn steps_with_an_average() {
+        let d = Device::Cpu;
+        let clock = Clock::new(&d).unwrap();
+        clock.start(0, 0, 0.5).unwrap();
+        let buf = |v: &[f32]| Buf::from_host(&d, v).unwrap();
+        let (mut w, mut v, mut a) = (buf(&[1.0, 1.0]), buf(&[0.0; 2]), buf(&[2.0, 2.0]));
+        let (g, kernels) = (buf(&[0.25, 0.25]), Buf::from_host(&d, &[0u8, 1]).unwrap());
+        let rule = SgdEmaRule { momentum: 0.5, decay: 0.25, ema: 0.75, shrink: 0.5 };
+        // v = .25 + .25 = .5; moved = .75; a = 2 + .25 (.75 - 2) = 1.6875; w = .75 and .75 * .75
+        sgd_ema_step(&mut w, &mut v, &mut a, &g, &kernels, &clock, &d, rule).unwrap();
+        assert_eq!(w.to_host().unwrap(), [0.75, 0.5625]);
+        assert_eq!((v.to_host().unwrap(), a.to_host().unwrap()), (vec![0.5; 2], vec![1.6875; 2]));
+        // v = .25 + (.25 + .25 w) = .6875, .640625; moved = .40625, .2421875
+        sgd_ema_step(&mut w, &mut v, &mut a, &g, &kernels, &clock, &d, rule).unwrap();
+        assert_eq!(v.to_host().unwrap(), [0.6875, 0.640_625]);
+        assert_eq!(w.to_host().unwrap(), [0.406_25, 0.242_187_5 * 0.75]);
+        assert_eq!(a.to_host().unwrap(), [1.6875 + 0.25 * (0.406_25 - 1.6875), 1.6875 + 0.25 * (0.242_187_5 - 1.6875)]);
+        shrink_step(&mut v, &clock, &d, 0.5).unwrap();
+        assert_eq!(v.to_host().unwrap(), [0.75 * 0.6875, 0.75 * 0.640_625]);
+        let short = Buf::from_host(&d, &[0u8]).unwrap();
+        assert!(sgd_ema_step(&mut w, &mut v, &mut a, &g, &short, &clock, &d, rule).is_err());
     }
 
     #[test]

@@ -228,7 +228,7 @@ fn check_labels(labels: &[u32], c: usize) -> Result<()> {
 }
 
 /// The mean of the row losses, with the gradient of their sum already known.
-fn mean_with_grad(op: &'static str, logits: &Tensor, losses: &Tensor, d: Tensor) -> Result<Tensor> {
+pub(super) fn mean_with_grad(op: &'static str, logits: &Tensor, losses: &Tensor, d: Tensor) -> Result<Tensor> {
     let n = losses.len();
     let mut y = losses.stale_like([])?;
     match losses.device() {
@@ -296,7 +296,7 @@ fn rows_to_rows(op: &'static str, inputs: &[&Tensor], how: RowOp) -> Result<Tens
     Ok(y)
 }
 
-mod cpu {
+pub(super) mod cpu {
     use super::Real;
     use crate::device::cpu as threads;
 
@@ -313,6 +313,12 @@ mod cpu {
     fn max_and_sum<T: Real>(x: &[T]) -> (f64, f64) {
         let top = x.iter().fold(f64::NEG_INFINITY, |m, v| m.max(v.f64()));
         (top, x.iter().map(|v| (v.f64() - top).exp()).sum())
+    }
+
+    /// The probability of each class.
+    pub fn softmax_of<T: Real>(x: &[T]) -> impl Fn(usize) -> f64 {
+        let (top, sum) = max_and_sum(x);
+        move |j| (x[j].f64() - top).exp() / sum
     }
 
     /// y = e^(x − max) / Σ

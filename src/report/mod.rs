@@ -152,7 +152,8 @@ impl Results {
     pub fn read(dir: &Path, name_of: NameOf) -> Result<Results> {
         let (mut runs, mut notes) = (Vec::new(), Vec::new());
         for method in folders(dir)? {
-            if method.file_name().is_some_and(|n| n == store::START) {
+            let name = method.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.split('+').next() == Some(store::START) {
                 continue;
             }
             for seed in folders(&method)? {

@@ -2,11 +2,13 @@
 
 mod adversarial;
 mod eval;
+mod mixmatch;
 mod supervised;
 mod wasserstein;
 
 pub use adversarial::{Adversarial, Game, Kl};
 pub use eval::{Evaluator, Features, Pass, evaluate, extract, extract_each, sweep, sweep_each};
+pub use mixmatch::{Forget, Keep, Learner, MixMatch, Ssl};
 pub use supervised::{AfterEpoch, CrossEntropy, EpochEnd, Fit, Model, Objective, Recipe, Steps, Trainer, Training};
 pub use wasserstein::{Duel, Sign, Stakes};
 
@@ -14,7 +16,36 @@ use crate::data::{Images, Spec};
 use crate::device::Device;
 use crate::error::human_bytes;
 use crate::tensor::{Buf, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Result, names};
+
+/// How a round's model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainerKind {
+    /// On what is labelled.
+    Supervised,
+    /// By MixMatch, on the unlabelled examples too.
+    MixMatch,
+}
+
+impl TrainerKind {
+    /// All of them.
+    pub const ALL: [TrainerKind; 2] = [TrainerKind::Supervised, TrainerKind::MixMatch];
+
+    /// Its name on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            TrainerKind::Supervised => "supervised",
+            TrainerKind::MixMatch => "mixmatch",
+        }
+    }
+
+    /// Looks it up.
+    pub fn find(name: &str) -> Result<TrainerKind> {
+        let all = TrainerKind::ALL.map(TrainerKind::name);
+        let at = all.iter().position(|n| names::same(n, name));
+        at.map(|i| TrainerKind::ALL[i]).ok_or_else(|| names::unknown("--trainer", name, all.into_iter()))
+    }
+}
 
 /// A split on the device.
 pub struct Resident {

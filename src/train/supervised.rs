@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::mixmatch::{self, MixMatch};
 use super::{DeviceData, Evaluator, Pass};
 use crate::clock::Clock;
 use crate::data::{self, PoolIdx};
@@ -201,6 +202,8 @@ pub struct Trainer<'a> {
     pub on_epoch: &'a dyn Fn(&EpochEnd) -> Result<()>,
     /// Asked now and then by other long work, such as a selection; an error stops it.
     pub check: &'a dyn Fn() -> Result<()>,
+    /// Train by MixMatch, on the unlabelled examples too.
+    pub mixmatch: Option<MixMatch<'a>>,
 }
 
 impl Trainer<'_> {
@@ -229,8 +232,11 @@ impl Trainer<'_> {
         sizes
     }
 
-    /// Trains a fresh model on the labelled examples (ascending ids, with their labels).
+    /// Trains a fresh model on the labelled examples (ascending ids, with their labels), by MixMatch where that is asked for.
     pub fn fit(&self, round: u32, labelled: &[(PoolIdx, u32)]) -> Result<Fit> {
+        if let Some(how) = self.mixmatch {
+            return mixmatch::fit(self, how, round, labelled);
+        }
         self.fit_to(&CrossEntropy, Model::fresh(self.data, self.seed, round)?, round, labelled)
     }
 
@@ -347,7 +353,11 @@ impl Trainer<'_> {
             }
             let steps = losses.to_host()?;
             if let Some(step) = steps.iter().position(|l| !l.is_finite()) {
-                return Err(diverged(round, epoch, step, steps[step], recipe));
+                let remedy = format!(
+                    "lower the learning rate (--set train.lr={}) or keep the gradient clamp on (--set train.grad_clamp=0.1)",
+                    recipe.lr / 10.0
+                );
+                return Err(diverged(round, epoch, step, steps[step], &remedy));
             }
             let training_s = start.elapsed().as_secs_f64();
             let trained = sizes.iter().sum::<usize>();
@@ -366,12 +376,7 @@ impl Trainer<'_> {
     }
 }
 
-fn diverged(round: u32, epoch: u32, step: usize, loss: f32, recipe: &Recipe) -> Error {
-    Error::NonFinite {
-        what: format!(
-            "the training loss became {loss} in round {round}, epoch {epoch}, step {step}; lower the learning rate \
-             (--set train.lr={}) or keep the gradient clamp on (--set train.grad_clamp=0.1); finished rounds are kept",
-            recipe.lr / 10.0
-        ),
-    }
+pub(super) fn diverged(round: u32, epoch: u32, step: usize, loss: f32, remedy: &str) -> Error {
+    let what = format!("the training loss became {loss} in round {round}, epoch {epoch}, step {step}");
+    Error::NonFinite { what: format!("{what}; {remedy}; finished rounds are kept") }
 }

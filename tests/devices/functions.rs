@@ -134,7 +134,7 @@ fn passes(devices: &[Device; 2]) {
         let mut p = ops::softmax(&x.unwrap()).unwrap().to_vec::<f32>().unwrap();
         p[..c].fill(0.0);
         p[0] = 1.0;
-        for rule in [McRule::Bald, McRule::MeanStd, McRule::VarRatio] {
+        for rule in [McRule::Bald, McRule::MeanStd, McRule::Variance, McRule::VarRatio] {
             let run = |d: &Device, p: &[f32]| {
                 ops::mc_scores(rule, &Tensor::new(d, [t, n, c], p).unwrap()).unwrap().to_f64().unwrap()
             };

@@ -55,6 +55,7 @@ pub fn what_for() {
                 seed: 1,
                 on_epoch: &|_| Ok(()),
                 check: &|| Ok(()),
+                mixmatch: None,
             };
             trainer.fit(0, &labels).map(drop)
         };

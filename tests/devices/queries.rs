@@ -63,7 +63,8 @@ fn queries(spec: &Spec, device: &Device, graphs: bool) -> Vec<(&'static str, Vec
     // Random weights: all images are near a boundary.
     (config.adversarial_bim.eps, config.adversarial_bim.cap) = (0.01, 3);
     let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
-    let trainer = Trainer { data: &data, recipe: &config.train, eval_batch: 4, graphs, seed: 3, on_epoch, check };
+    let trainer =
+        Trainer { data: &data, recipe: &config.train, eval_batch: 4, graphs, seed: 3, on_epoch, check, mixmatch: None };
     let (model, view) = (Model::fresh(&data, 1, 0).unwrap(), trainer.plain_view().unwrap());
     let all = ["bald", "mean-std", "var-ratio", "power-bald", "entropy", "adversarial-bim"];
     // The attack on ResNet-18 takes the emulator a minute and shows nothing that LeNet's does not.

@@ -43,6 +43,7 @@ fn fit_by(
         seed: 1,
         on_epoch: &|_| Ok(()),
         check: &|| Ok(()),
+        mixmatch: None,
     };
     let fit = with(&trainer, &labelled);
     let ids: Vec<u32> = (0..20).rev().collect();
@@ -252,7 +253,8 @@ pub fn adversarial() {
     let run = |device: &Device, graphs: bool| {
         let data = DeviceData::new(device, &set).unwrap();
         let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
-        let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 4, graphs, seed: 2, on_epoch, check };
+        let trainer =
+            Trainer { data: &data, recipe: &recipe, eval_batch: 4, graphs, seed: 2, on_epoch, check, mixmatch: None };
         let mut game = Game::new(rules, device, 2, 1).unwrap();
         game.train(&trainer, 1, [&labelled, &unlabelled], 2).unwrap();
         let view = trainer.plain_view().unwrap();
