@@ -2,8 +2,6 @@
 // MixMatch's guesses, mixtures and loss, and the margin of two views; formulas in src/ops/mixmatch.rs.
 #ifndef Stored
 #include "rowwise.cuh"
-#define SOURCE "mixmatch.cu"
-#include "floats.cuh"
 
 // What makes the probabilities of a row of logits: exp(x - top) / sum.
 struct Softmax {
@@ -182,6 +180,9 @@ KERNEL mixmatch_loss_f32(
     for (int j = lane; j < c; j += 32) d[j] = 2.0f * weight * p(j) * (p(j) - t[j] - slope);
     if (lane == 0) losses[r] = weight * loss;
 }
+
+#define SOURCE "mixmatch.cu"
+#include "floats.cuh"
 #else
 
 // The images of a step's three batches: share x[a] + (1 - share) x[b] of x = [x; u; v].

@@ -17,12 +17,12 @@ use dalcore::nn::losshead::LossHead;
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Layout, Mode, Net};
-use dalcore::ops::{self, AdamRule, Arg, Case, View, cases, large_cases};
-use dalcore::optim::{Adam, Sgd};
+use dalcore::ops::{self, AdamRule, Arg, Case, Mixtures, Rise, View, cases, large_cases};
+use dalcore::optim::{Adam, Momentum, Sgd};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::kcenter;
 use dalcore::tensor::{Buf, Dtype, Tensor};
-use dalcore::train::{Adversarial, DeviceData, Duel, Game, Kl, Sign, Stakes, Trainer};
+use dalcore::train::{Adversarial, DeviceData, Duel, Game, Kl, Learner, Model, Sign, Ssl, Stakes, Trainer};
 
 fn against_golden(dtype: Dtype) {
     let golden = golden();
@@ -58,7 +58,9 @@ fn f32_equals_pytorch() {
 }
 
 /// What is tested below because it is no case: the first part of its keys.
-const FUNCTIONS: [&str; 20] = [
+const FUNCTIONS: [&str; 22] = [
+    "mixmatch_lenet",
+    "mixmatch_resnet",
     "sgd_step",
     "adam_step",
     "ema_step",
@@ -610,7 +612,16 @@ fn waal_equals_pytorch(network: &str, sign: Sign) {
     let recipe = Config::base(&data.spec, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
     assert_eq!((recipe.momentum, recipe.weight_decay, recipe.grad_clamp), (0.9, 5e-4, 0.1));
     let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
-    let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 8, graphs: true, seed: 10, on_epoch, check };
+    let trainer = Trainer {
+        data: &data,
+        recipe: &recipe,
+        eval_batch: 8,
+        graphs: true,
+        seed: 10,
+        on_epoch,
+        check,
+        mixmatch: None,
+    };
     let stakes = Stakes { alpha: 0.5, gamma_cap: None, sign };
     let mut duel = Duel::new(stakes, &trainer, 3, [3, 8]).unwrap();
     let clock = Rc::new(Clock::new(&Device::Cpu).unwrap());
@@ -655,6 +666,80 @@ fn waal_equals_pytorch(network: &str, sign: Sign) {
                 let w = digest("waal", w, i);
                 check.check(key(&format!("{part}{step}/weight/{}", slot.name)), &w, t(w[0].min(1.0)));
             }
+        }
+    }
+    report(network, check.findings);
+}
+
+/// Two steps of MixMatch on given views, partners and shares: loss, velocities (which hold the gradients), weights, averages
+/// and running statistics. With dropout and one share a step, only kernels decaying; and with normalised batches, a share
+/// for every row, everything decaying.
+#[test]
+fn mixmatch_steps_equal_pytorch() {
+    let mut layout = [Layout::default(), Layout::default()];
+    let nets = layout.each_mut().map(|l| Box::new(LeNet::new(l, 10)) as Box<dyn Net>);
+    // As for the step of LeNet, and three times as many rows.
+    mixmatch_equals_pytorch("mixmatch_lenet", nets, layout, [28, 1, 10, 5], false, 300.0);
+    let mut layout = [Layout::default(), Layout::default()];
+    let nets = layout.each_mut().map(|l| Box::new(ResNet18::new(l, 4, [32, 3], 7).unwrap()) as Box<dyn Net>);
+    // As for the step of ResNet-18; the last maps are normalised over 64 values.
+    mixmatch_equals_pytorch("mixmatch_resnet", nets, layout, [32, 3, 7, 4], true, 20.0 * 500.0);
+}
+
+fn mixmatch_equals_pytorch(
+    network: &str,
+    nets: [Box<dyn Net>; 2],
+    layouts: [Layout; 2],
+    [side, channels, classes, batch]: [usize; 4],
+    everything: bool,
+    roundings: f64,
+) {
+    let (d, root) = (Device::Cpu, Rng::new(10));
+    let mut fresh = nets.into_iter().zip(layouts).map(|(net, layout)| {
+        let params = layout.init(&d, root.at(Purpose::Init, 3, 0)).unwrap();
+        Model { net, params, classes }
+    });
+    let (model, average) = (fresh.next().unwrap(), fresh.next().unwrap());
+    let ssl = Ssl { ema: 0.9, shrink: 0.5, shrink_everything: everything, ..Ssl::default() };
+    let mut learner = Learner::new(model, average, ssl, 0.9).unwrap();
+    let clock = Rc::new(Clock::new(&d).unwrap());
+    let rows = 3 * batch;
+    let mut check = Check::new();
+    let off = roundings * common::UNIT;
+    let t = |scale: f64| move |_: &[f64]| Tolerance { abs: off * scale, rel: off };
+    for step in 0..2u32 {
+        clock.resume(step, 1, 0.05, [0, 3 + step]).unwrap();
+        let image = |lane| {
+            let pixels = root.at(Purpose::Synthetic, 0, step).lane(lane);
+            let x: Vec<f32> =
+                (0..(batch * side * side * channels) as u64).map(|e| 3.0 * pixels.uniform(e) - 0.5).collect();
+            Tensor::new(&d, [batch, side, side, channels], &x).unwrap()
+        };
+        let [x, u, v] = [0, 1, 2].map(image);
+        let labels: Vec<u32> = (0..batch as u32).map(|i| (i * 7 + step) % classes as u32).collect();
+        let labels = Tensor::new(&d, [batch], &labels).unwrap();
+        let partners: Vec<u32> = (0..rows as u32).map(|i| (rows as u32 - 1 - i + step) % rows as u32).collect();
+        let shares: Vec<f32> = match everything {
+            true => (0..rows).map(|i| 0.5 + i as f32 / (2 * rows) as f32).collect(),
+            false => vec![0.8 - 0.15 * step as f32],
+        };
+        let mixtures = Mixtures {
+            partners: Tensor::new(&d, [rows], &partners).unwrap(),
+            shares: Tensor::new(&d, [shares.len()], &shares).unwrap(),
+        };
+        let rise = Rise { most: 100.0, ramp: 4.0, steps: 8 };
+        let dropout = root.at(Purpose::Dropout, 3, 0);
+        let loss = learner.step([&x, &u, &v], &labels, &mixtures, rise, dropout, &clock).unwrap();
+        check.check(format!("{network}/step{step}/loss"), &loss.to_f64().unwrap(), t(10.0));
+        for (part, params) in [("weight", &learner.model.params), ("average", &learner.average.params)] {
+            for (i, (slot, w)) in params.to_host().unwrap().iter().enumerate() {
+                let w = digest(network, w, i);
+                check.check(format!("{network}/step{step}/{part}/{}", slot.name), &w, t(w[0].min(1.0)));
+            }
+        }
+        for (i, (slot, v)) in learner.sgd.velocity(&learner.model.params).unwrap().iter().enumerate() {
+            let v = digest(network, v, i);
+            check.check(format!("{network}/step{step}/velocity/{}", slot.name), &v, t(v[0]));
         }
     }
     report(network, check.findings);

@@ -84,7 +84,7 @@ impl Scene {
 
 /// Methods whose n picks are one decision: fewer are not the first of more. (k-means has as many centres as picks; the
 /// others spread picks over clusters or draw an arm.)
-const NOT_GREEDY: &[&str] = &["cluster-margin", "kmeans", "typiclust"];
+const NOT_GREEDY: &[&str] = &["cluster-margin", "kmeans", "ssl-diff2aug-kmeans", "typiclust"];
 
 #[test]
 fn every_method_keeps_the_contract() {
@@ -336,8 +336,8 @@ fn least_confidence_near_certainty() {
 #[test]
 fn a_nan_embedding_or_score_is_named() {
     let s = scene();
-    // Neither of these asks the model for anything.
-    for m in METHODS.iter().filter(|m| !["random", "vaal"].contains(&m.id)) {
+    // None of these asks the model for anything.
+    for m in METHODS.iter().filter(|m| !["random", "ssl-random", "vaal"].contains(&m.id)) {
         let mut method = (m.make)(&s.config);
         let mut model = s.model(&mut *method);
         let mut values = model.params.to_host().unwrap().into_iter().map(|(_, v)| v).collect::<Vec<_>>();
@@ -645,4 +645,89 @@ fn waal_can_be_stopped() {
     assert_eq!((config(Profile::Clean).penalty, config(Profile::Repro).penalty), (Sign::Plus, Sign::Minus));
     let cifar = Config::base(&dalcore::data::cifar::CIFAR10, &Preset::find("paper").unwrap().1, Profile::Clean);
     assert_eq!((config(Profile::Clean).lr, cifar.waal.lr), (0.01, 0.1));
+}
+
+/// Views by (seed, round, view, id): not by the batch, and not those of training.
+#[test]
+fn random_views_belong_to_the_example() {
+    let s = scene();
+    let model = s.model(&mut *(entry("ssl-random").make)(&s.config));
+    let look = |batch, round, view| {
+        let trainer = s.trainer(batch);
+        let q = Query::new(&s.pool, &trainer, &model, &s.view, round, Rng::new(10));
+        (q.augmented_logits(view).unwrap().to_vec::<f32>().unwrap(), q.logits().unwrap().to_vec::<f32>().unwrap())
+    };
+    let (view, clean) = look(64, 1, 0);
+    assert_ne!(view, clean);
+    assert_eq!(view, look(7, 1, 0).0);
+    assert_ne!(view, look(64, 1, 1).0);
+    assert_ne!(view, look(64, 2, 0).0);
+}
+
+/// Where images are only flipped: both views once are the limit of many draws. Without any change of the images there is
+/// nothing to compare.
+#[test]
+fn consistency_of_flips_alone() {
+    let mut s = scene();
+    (s.config.train.crop_pad, s.config.train.flip) = (0, true);
+    let model = s.model(&mut *(entry("ssl-consistency").make)(&s.config));
+    let mut pick = |exact, views| {
+        s.config.ssl_consistency.exact_flips = exact;
+        s.config.ssl_consistency.views = views;
+        s.select(&mut *(entry("ssl-consistency").make)(&s.config), &model, "ssl-consistency", 64, 1, 40).unwrap()
+    };
+    let exact = pick(true, 1);
+    let drawn = pick(false, 400);
+    let common = exact.iter().filter(|id| drawn.contains(id)).count();
+    assert!(common >= 34, "{common} of 40");
+    assert_eq!(pick(false, 1), s.pool.unlabelled()[..40], "one view does not vary");
+    s.config.train.flip = false;
+    let mut method = (entry("ssl-consistency").make)(&s.config);
+    let e = s.select(&mut *method, &model, "ssl-consistency", 64, 1, 5).unwrap_err();
+    assert!(e.to_string().contains("train.crop_pad"), "{e}");
+}
+
+/// The quotas of the clusters are kept, and in each the smallest margins are taken.
+#[test]
+fn diff2aug_kmeans_takes_its_quota_of_every_cluster() {
+    let s = scene();
+    let model = s.model(&mut *(entry("ssl-random").make)(&s.config));
+    let mut method = (entry("ssl-diff2aug-kmeans").make)(&s.config);
+    let rng = Rng::new(10).at(Purpose::Select, 1, 0).lane(lane_of("ssl-diff2aug-kmeans"));
+    let trainer = s.trainer(64);
+    let q = Query::new(&s.pool, &trainer, &model, &s.view, 1, rng);
+    let picks = method.select(&q, 50).unwrap();
+    let stops = Stops { restarts: 3, iterations: 100, tolerance: 1e-4 };
+    let labels = kmeans(q.features().unwrap(), 20, stops, rng).unwrap().labels.to_vec::<u32>().unwrap();
+    let u = ops::margin_of_mean(q.logits().unwrap(), &q.augmented_logits(0).unwrap()).unwrap().to_vec::<f32>().unwrap();
+    let place = |id: &PoolIdx| q.unlabelled().binary_search(id).unwrap();
+    for cluster in 0..20 {
+        let of: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == cluster).collect();
+        let taken: Vec<usize> = picks.iter().map(place).filter(|i| labels[*i] == cluster).collect();
+        let floor = 50 * of.len() / labels.len();
+        assert!(taken.len() == floor || taken.len() == floor + 1, "cluster {cluster}");
+        let least = taken.iter().map(|i| u[*i]).fold(f32::INFINITY, f32::min);
+        assert!(of.iter().all(|i| taken.contains(i) || u[*i] <= least), "cluster {cluster}");
+    }
+}
+
+/// A trainer that is not the method's own is part of the run's name; some cannot be combined.
+#[test]
+fn trainers_and_methods() {
+    use dalcore::methods::{Run, find, paper_name};
+    use dalcore::train::TrainerKind::{MixMatch, Supervised};
+    let config = scene().config;
+    let with = |id: &str, trainer| Run::with(find(id).unwrap(), trainer, &config);
+    assert_eq!(with("badge", MixMatch).unwrap().id(), "badge+mixmatch");
+    assert_eq!(paper_name("badge+mixmatch"), "BadgeSampling + mixmatch");
+    assert_eq!(with("badge", Supervised).unwrap().id(), "badge");
+    assert_eq!(with("ssl-random", MixMatch).unwrap().id(), "ssl-random");
+    for (id, trainer, why) in [
+        ("ssl-random", Supervised, "defined with mixmatch"),
+        ("learning-loss", MixMatch, "training of its own"),
+        ("waal", MixMatch, "training of its own"),
+    ] {
+        let e = with(id, trainer).err().unwrap().to_string();
+        assert!(e.contains(why), "{e}");
+    }
 }

@@ -223,6 +223,18 @@ mod tests {
         mc_scores(rule, &Tensor::new(&Device::Cpu, shape, p).unwrap()).unwrap().to_vec().unwrap()
     }
 
+    /// METHODS 6.19: two views of four examples.
+    #[test]
+    fn variances_are_summed_over_classes() {
+        let a = [0.6, 0.3, 0.1, 0.5, 0.4, 0.1, 0.9, 0.05, 0.05, 0.8, 0.1, 0.1];
+        let b = [0.3, 0.6, 0.1, 0.5, 0.4, 0.1, 0.2, 0.7, 0.1, 0.8, 0.1, 0.1];
+        let got = scores(McRule::Variance, [2, 4, 3], &[a, b].concat());
+        for (got, want) in got.iter().zip([0.045, 0.0, 0.228_75, 0.0]) {
+            assert!((got - want).abs() < 1e-7, "{got} {want}");
+        }
+        assert_eq!(scores(McRule::Variance, [1, 4, 3], &a), [0.0; 4], "one view");
+    }
+
     fn binary(first: &[f32]) -> Vec<f32> {
         first.iter().flat_map(|p| [*p, 1.0 - p]).collect()
     }
