@@ -15,7 +15,7 @@ use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
 use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
-use dalcore::select::{Stops, kmeans};
+use dalcore::select::{Stops, kmeans, max_cover, purity_radius};
 use dalcore::tensor::Tensor;
 use dalcore::train::{Adversarial, DeviceData, Fit, Game, Kl, Model, Pass, Sign, Trainer, sweep};
 use dalcore::{Error, Result};
@@ -175,6 +175,41 @@ fn bald_worked_example() {
     let p = Tensor::new(&Device::Cpu, [2, 4, 2], &p).unwrap();
     let scores = dalcore::ops::mc_scores(dalcore::ops::McRule::Bald, &p).unwrap();
     assert_eq!(dalcore::ops::top_k(&scores, 2).unwrap().to_vec::<u32>().unwrap(), [0, 3]);
+}
+
+/// METHODS 9.1: three passes, four examples, the votes 2 : 1, 3 : 0, 1 : 1 : 1 and 2 : 1; ties to the lowest id. The two
+/// passes of 6.5 give the standard deviation .4.
+#[test]
+fn var_ratio_and_mean_std_worked_examples() {
+    let vote = |c: usize| [0, 1, 2].map(|k| if k == c { 0.8f32 } else { 0.1 });
+    let p: Vec<f32> = [[0, 1, 0, 2], [0, 1, 1, 2], [1, 1, 2, 0]].into_iter().flatten().flat_map(vote).collect();
+    let scores = ops::mc_scores(ops::McRule::VarRatio, &Tensor::new(&Device::Cpu, [3, 4, 3], &p).unwrap()).unwrap();
+    for (got, want) in scores.to_vec::<f32>().unwrap().iter().zip([1.0 / 3.0, 0.0, 2.0 / 3.0, 1.0 / 3.0]) {
+        assert!((got - want).abs() < 1e-6, "{scores:?}");
+    }
+    assert_eq!(ops::top_k(&scores, 4).unwrap().to_vec::<u32>().unwrap(), [2, 0, 3, 1]);
+    let p = Tensor::new(&Device::Cpu, [2, 1, 2], &[0.9f32, 0.1, 0.1, 0.9]).unwrap();
+    let std = ops::mc_scores(ops::McRule::MeanStd, &p).unwrap().to_vec::<f32>().unwrap();
+    assert!((std[0] - 0.4).abs() < 1e-6, "{std:?}");
+}
+
+/// METHODS 9.2, on a line: 0, 1, 2 are of class 0; 10, 11 and 4 of class 1. Their nearest of another class are 4, 3, 2, 8, 9
+/// and 2 away, so that all balls are pure below 2, and four of six below 3. Balls of radius 1.5: row 1 covers three,
+/// row 3 two, row 5 itself.
+#[test]
+fn probcover_worked_example() {
+    let x = Tensor::new(&Device::Cpu, [6, 1], &[0.0f32, 1.0, 2.0, 10.0, 11.0, 4.0]).unwrap();
+    let labels = [0, 0, 0, 1, 1, 1];
+    let radius = |share| purity_radius(&x, &labels, 2, share).unwrap();
+    for (share, want) in [(1.0, 2.0), (0.9, 2.0), (0.66, 3.0)] {
+        assert!(radius(share) < want && radius(share) > want - 1e-5, "{share}: {}", radius(share));
+    }
+    let all = [0, 1, 2, 3, 4, 5];
+    let cover = max_cover(&x, &[], &all, 6, 1.5).unwrap();
+    assert_eq!((cover.ids, cover.gain), (vec![1, 3, 5, 0, 2, 4], vec![3, 2, 1, 0, 0, 0]));
+    // Row 0 is labelled and covers 1 too: of the three row 2 is left, in the balls of 1 and 2.
+    let cover = max_cover(&x, &[0], &all[1..], 3, 1.5).unwrap();
+    assert_eq!((cover.ids, cover.gain), (vec![3, 1, 5], vec![2, 1, 1]));
 }
 
 /// A network that runs its stem when asked to and counts how often; one without dropout.

@@ -224,3 +224,53 @@ fn what_cannot_be_reported_is_said() {
     let err = report::write_all(&scene.dir.join("empty"), &published::paper_name).unwrap_err().to_string();
     assert!(err.contains("no run to report on"), "{err}");
 }
+
+/// What is in the repository, manifests, rounds and seconds alone, gives the tables beside it again: the folder of one data
+/// set, and the one above it.
+#[test]
+fn published_results_give_their_tables_again() {
+    let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/mnist");
+    let copy = std::env::temp_dir().join(format!("dalcore-report-published-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&copy);
+    let names = |dir: &Path| fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let files = ["results.csv", "summary.csv", "summary.md", "accuracy.svg", "report.html"];
+    let mut runs = 0;
+    for set in names(&published) {
+        for seed in names(&set).iter().filter(|p| p.is_dir()).flat_map(|method| names(method)) {
+            let to = copy.join(seed.strip_prefix(&published).unwrap());
+            fs::create_dir_all(&to).unwrap();
+            names(&seed).iter().for_each(|file| drop(fs::copy(file, to.join(file.file_name().unwrap())).unwrap()));
+            assert!(!to.join("state.json").exists() && !to.join("picks.jsonl").exists());
+            runs += 1;
+        }
+    }
+    assert!(runs > 10);
+    let report = |folder: &Path| {
+        let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_dalcore"));
+        let o = c.arg("report").arg(folder).output().unwrap();
+        assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+        String::from_utf8(o.stdout).unwrap()
+    };
+    let same = |set: &Path| {
+        let new = copy.join(set.strip_prefix(&published).unwrap());
+        for file in files {
+            assert!(fs::read(new.join(file)).unwrap() == fs::read(set.join(file)).unwrap(), "{}/{file}", set.display());
+            fs::remove_file(new.join(file)).unwrap();
+        }
+    };
+    let text = report(&copy);
+    assert!(text.contains("profile clean") && text.contains("profile repro"), "{text}");
+    names(&published).iter().for_each(|set| same(set));
+    assert!(report(&copy.join("paper-repro")).contains("CoreSet"));
+    same(&published.join("paper-repro"));
+    // A round that was lost is no published run, nor is one that only lost its state.
+    let one = copy.join("paper-clean/coreset/seed-10");
+    fs::write(one.join("picks.jsonl"), "").unwrap();
+    let rounds = fs::read_to_string(copy.join("paper-clean/random/seed-10/rounds.jsonl")).unwrap();
+    let cut: String = rounds.split_inclusive('\n').skip(1).collect();
+    fs::write(copy.join("paper-clean/random/seed-10/rounds.jsonl"), cut).unwrap();
+    let text = report(&copy.join("paper-clean"));
+    assert!(text.contains("coreset/seed-10/state.json: is missing"), "{text}");
+    assert!(text.contains("random/seed-10/rounds.jsonl: does not hold the rounds 0 to 8"), "{text}");
+    fs::remove_dir_all(&copy).unwrap();
+}

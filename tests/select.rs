@@ -567,3 +567,34 @@ fn cluster_margin_spreads_small_margins() {
     assert_eq!(column(&csv, 1)[19..], ["20", "19"]);
     d.refused("-m cluster-margin --embeddings e.npy -k 1", 2, &["cluster-margin needs --probs or --logits"]);
 }
+
+/// Beyond the bound the distances are squared, and one line says so before it is done; the amount it names holds them.
+#[test]
+fn cluster_margin_says_that_distances_do_not_fit() {
+    let d = Dir::new("linkage");
+    let n = 3000;
+    let x: Vec<f32> = (0..2 * n).map(|i| (i * 7919 % 10_007) as f32 * (i * 31 % 101) as f32).collect();
+    let p: Vec<f32> = (0..n).map(|i| 0.5 + (i * 37 % 991) as f32 / 2000.0).flat_map(|p| [p, 1.0 - p]).collect();
+    let shape = format!("({n}, 2)");
+    d.write("e.npy", npy("'<f4'", "False", &shape, &f32s(&x))).write("p.npy", npy("'<f4'", "False", &shape, &f32s(&p)));
+    let run = |more: &str| {
+        let o = d.run(&format!("-m cluster-margin --embeddings e.npy --probs p.npy -k 60 {more}"));
+        assert!(o.status.success());
+        (String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap())
+    };
+    let (exact, silent) = run("");
+    assert_eq!(silent, "");
+    let (squared, note) = run("--mem 16MiB");
+    assert!(
+        note.starts_with("note: cluster-margin clusters by squared distances") && note.lines().count() == 1,
+        "{note}"
+    );
+    assert!(note.contains("between 3000 rows (17.2 MiB)") && note.contains("16.0 MiB"), "{note}");
+    assert_ne!(squared, exact);
+    assert_eq!(run("--mem 16MiB --quiet"), (squared, String::new()));
+    let amount = note.split("; --mem ").nth(1).unwrap().split(' ').next().unwrap();
+    assert_eq!(run(&format!("--mem {amount}")), (exact, String::new()));
+    let less = amount.trim_end_matches("MiB").parse::<u32>().unwrap() - 1;
+    assert!(!run(&format!("--mem {less}MiB")).1.is_empty());
+    d.refused("-m cluster-margin --embeddings e.npy --probs p.npy -k 60 --mem 2MiB", 2, &["clusters", "give --mem"]);
+}

@@ -230,7 +230,8 @@ impl RunDir {
         }
         let rounds = read_lines::<RoundRecord>(path, ROUNDS, state.rounds_bytes)?;
         let picks = read_lines::<PickRecord>(path, PICKS, state.picks_bytes)?;
-        in_step(path, &state, &rounds, &picks)?;
+        holds(path, ROUNDS, state.finished_rounds, rounds.iter().map(|r| r.round))?;
+        holds(path, PICKS, state.finished_rounds, picks.iter().map(|p| p.round))?;
         Ok(RunDir { path: path.to_path_buf(), state, rounds, picks, timing, timing_bytes, _lock: lock })
     }
 
@@ -412,25 +413,33 @@ pub struct Run {
     pub manifest: Manifest,
     /// Finished rounds.
     pub rounds: Vec<RoundRecord>,
-    /// What was picked for them.
+    /// What was picked for them; nothing where that was not published.
     pub picks: Vec<PickRecord>,
     /// Their seconds; a round may be missing.
     pub timing: Vec<TimingRecord>,
 }
 
-/// Read a run without locking or changing anything; a process may be working on it meanwhile.
+/// Read a run without locking or changing anything; a process may be working on it meanwhile. Of a run that was
+/// published, what it picked, its state and its model may be missing, all of them: then every line of its rounds counts.
 pub fn read_run(path: &Path) -> Result<Run> {
     // The state first: the files it names only grow, so what it describes stays readable.
-    let Some(state) = read_json::<State>(path, STATE)? else {
+    let state = read_json::<State>(path, STATE)?;
+    let there = |name: &str| path.join(name).is_file();
+    if state.is_none() && (there(PICKS) || !there(ROUNDS)) {
         return Err(altered(path.join(STATE), "is missing"));
-    };
+    }
     let Some(manifest) = read_json::<Manifest>(path, MANIFEST)? else {
         return Err(altered(path.join(MANIFEST), "is missing"));
     };
-    let rounds = read_lines::<RoundRecord>(path, ROUNDS, state.rounds_bytes)?;
-    let picks = read_lines::<PickRecord>(path, PICKS, state.picks_bytes)?;
-    in_step(path, &state, &rounds, &picks)?;
-    let (timing, _) = read_timing(path, state.finished_rounds, |t: &TimingRecord| t.round)?;
+    let bytes = state.as_ref().map_or(length(&path.join(ROUNDS)), |s| Ok(s.rounds_bytes))?;
+    let rounds = read_lines::<RoundRecord>(path, ROUNDS, bytes)?;
+    let finished = state.as_ref().map_or(rounds.len() as u32, |s| s.finished_rounds);
+    holds(path, ROUNDS, finished, rounds.iter().map(|r| r.round))?;
+    let picks = read_lines::<PickRecord>(path, PICKS, state.as_ref().map_or(0, |s| s.picks_bytes))?;
+    if state.is_some() {
+        holds(path, PICKS, finished, picks.iter().map(|p| p.round))?;
+    }
+    let (timing, _) = read_timing(path, finished, |t: &TimingRecord| t.round)?;
     Ok(Run { path: path.to_path_buf(), manifest, rounds, picks, timing })
 }
 
@@ -550,15 +559,13 @@ fn flatten(prefix: String, value: &Value, into: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The records tell the same story as the state.
-fn in_step(path: &Path, state: &State, rounds: &[RoundRecord], picks: &[PickRecord]) -> Result<()> {
-    let n = state.finished_rounds as usize;
-    let right = |name: &str, numbers: Vec<u32>| match numbers.into_iter().eq(0..state.finished_rounds) {
-        true => Ok(()),
-        false => Err(altered(path.join(name), &format!("does not hold the rounds 0 to {} once each", n.max(1) - 1))),
-    };
-    right(ROUNDS, rounds.iter().map(|r| r.round).collect())?;
-    right(PICKS, picks.iter().map(|p| p.round).collect())
+/// The records of a file tell the same story as the state.
+fn holds(path: &Path, name: &str, finished: u32, mut rounds: impl Iterator<Item = u32>) -> Result<()> {
+    if (0..finished).all(|r| rounds.next() == Some(r)) && rounds.next().is_none() {
+        return Ok(());
+    }
+    let what = format!("does not hold the rounds 0 to {} once each", finished.max(1) - 1);
+    Err(altered(path.join(name), &what))
 }
 
 /// Another process holds the lock.

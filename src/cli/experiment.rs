@@ -245,6 +245,10 @@ fn plan_of(
 }
 
 pub fn report_command(folder: &Path) -> anyhow::Result<()> {
+    if report::is_of_runs(folder) {
+        println!("{}", report::write_all(folder, &methods::paper_name)?.text);
+        return Ok(());
+    }
     let sets = std::fs::read_dir(folder).map_err(|e| Error::io(folder, &e))?;
     let mut sets: Vec<PathBuf> = sets.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     sets.sort();

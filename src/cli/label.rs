@@ -118,6 +118,9 @@ fn next(args: &NextArgs, quiet: bool) -> anyhow::Result<()> {
     if pending > 0 && !quiet {
         eprintln!("note: {pending} rows of earlier batches have no label yet; they are not handed out again");
     }
+    if let Some(note) = pick::note(&inputs, rule).filter(|_| !quiet) {
+        eprintln!("note: {note}");
+    }
     let (device, round) = (device.open()?, folder.next_number() as u32);
     let choice = Choice { rule, k: args.k, seed: args.limits.seed(), round, device: &device };
     println!("{}", folder.next(&inputs, &choice)?.display());

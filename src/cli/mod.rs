@@ -67,7 +67,7 @@ enum Command {
     },
     /// Write table, CSV, figure and page again from the files of earlier runs
     Report {
-        /// The folder of one preset and profile, for instance runs/quick-clean
+        /// The folder of one preset and profile, for instance runs/quick-clean, or of one data set in it
         #[arg(default_value = "runs/quick-clean")]
         folder: PathBuf,
     },

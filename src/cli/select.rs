@@ -155,6 +155,9 @@ pub fn select(args: &SelectArgs, quiet: bool) -> anyhow::Result<()> {
     for input in inputs.unused(rule).filter(|_| !quiet) {
         eprintln!("note: {} does not use {}", rule.id, input.options());
     }
+    if let Some(note) = pick::note(&inputs, rule).filter(|_| !quiet) {
+        eprintln!("note: {note}");
+    }
     let labelled = match &args.labeled {
         Some(file) => pick::read_ids(file, inputs.rows(), memory)?,
         None => Vec::new(),

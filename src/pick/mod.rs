@@ -16,7 +16,7 @@ pub(crate) use ids::text;
 pub use ids::{Names, read_ids};
 pub use map::{Map, map};
 pub use output::{Format, publish, refuse_existing};
-pub use rules::{RULES, Rule, find, usable};
+pub use rules::{RULES, Rule, find, note, usable};
 
 use crate::arrays::Source;
 use crate::device::Device;
@@ -203,11 +203,6 @@ impl Inputs {
         if total <= self.memory {
             return Ok(());
         }
-        // A larger bound reads larger blocks: up to the amount at which all fits.
-        let mut enough = total;
-        while own.saturating_add(self.base(enough)) > enough {
-            enough = own.saturating_add(self.base(enough));
-        }
         let mut all = needs.to_vec();
         all.push(("rows in flight", self.base(self.memory)));
         let parts: Vec<String> =
@@ -220,9 +215,25 @@ impl Inputs {
                 human_bytes(total as usize),
                 parts.join(", "),
                 human_bytes(self.memory as usize),
-                enough.div_ceil(1 << 20)
+                self.enough(own)
             ),
         })
+    }
+
+    /// The bound, in MiB, at which `own` bytes fit beside what is held anyway. A larger one reads larger blocks, up to
+    /// the amount at which all fits.
+    fn enough(&self, own: u64) -> u64 {
+        let mut enough = own.saturating_add(self.base(self.memory));
+        while own.saturating_add(self.base(enough)) > enough {
+            enough = own.saturating_add(self.base(enough));
+        }
+        enough.div_ceil(1 << 20)
+    }
+
+    /// What the bound leaves beside `needs` and what is held anyway; none where that does not fit.
+    fn left(&self, needs: &[(&'static str, u64)]) -> Option<u64> {
+        let own: u64 = needs.iter().map(|(_, bytes)| bytes).sum();
+        self.memory.checked_sub(own.checked_add(self.base(self.memory))?)
     }
 }
 

@@ -1,13 +1,14 @@
 //! The rules that need nothing but arrays, and what each of them needs.
 
-use super::{Form, Input, Picked, Query, Sizes};
+use super::{Form, Input, Inputs, Picked, Query, Sizes};
 use crate::bench::config::Profile;
 use crate::device::Device;
+use crate::error::human_bytes;
 use crate::methods::cluster_margin::{self, round_robin};
 use crate::methods::kmeans as kmeans_method;
 use crate::ops::McRule;
 use crate::select::{
-    Points, Stops, average_linkage, kcenter, kmeans, kmeans_pp, label_gradients, max_cover, purity_radius,
+    Points, Stops, average_linkage, half_matrix, kcenter, kmeans, kmeans_pp, label_gradients, max_cover, purity_radius,
 };
 use crate::tensor::Tensor;
 use crate::{Error, Result, methods, ops};
@@ -125,6 +126,24 @@ pub fn find(name: &str) -> Result<&'static Rule> {
     })
 }
 
+/// What a user should know before a rule is run on these arrays: that the memory bound changes what it computes.
+pub fn note(inputs: &Inputs, rule: &Rule) -> Option<String> {
+    if rule.id != "cluster-margin" || !inputs.has(Input::Embeddings) {
+        return None;
+    }
+    let (needs, half) = (linkage_memory(&inputs.sizes(0, 0)), half_matrix(inputs.rows()));
+    inputs.left(&needs).filter(|left| half > *left).map(|_| {
+        format!(
+            "cluster-margin clusters by squared distances, which other clusters come of: the distances between {} rows \
+             ({}) do not fit the bound of {}; --mem {}MiB holds them",
+            inputs.rows(),
+            human_bytes(half as usize),
+            human_bytes(inputs.memory() as usize),
+            inputs.enough(half + needs.iter().map(|(_, bytes)| bytes).sum::<u64>())
+        )
+    })
+}
+
 /// What `dalcore select` needs to run a method, in few words.
 pub fn usable(id: &str) -> String {
     match RULES.iter().find(|r| r.id == id) {
@@ -225,8 +244,7 @@ fn linkage_memory(s: &Sizes) -> Vec<(&'static str, u64)> {
 /// With the settings of the method in the profile `clean`. Distances between clusters may take what the bound leaves.
 fn cluster_margin(q: &Query, k: usize) -> Result<Picked> {
     let settings = cluster_margin::Settings::of(Profile::Clean);
-    let own: u64 = linkage_memory(&q.sizes(k)).iter().map(|(_, bytes)| bytes).sum();
-    let left = q.inputs.memory.saturating_sub(q.inputs.base(q.inputs.memory)).saturating_sub(own);
+    let left = q.inputs.left(&linkage_memory(&q.sizes(k))).unwrap_or(0);
     let clusters = average_linkage(&q.embeddings()?, left, &|| Ok(()))?.cut(settings.n_clusters);
     let ranked = margin(q, k.saturating_mul(settings.candidates).min(q.candidates.len()))?;
     let each: Vec<(u32, f32)> = ranked.ids.into_iter().zip(ranked.scores).collect();

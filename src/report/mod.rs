@@ -127,6 +127,16 @@ pub fn write_index(dir: &Path, name_of: NameOf) -> Result<PathBuf> {
     write(dir, "index.html", &html::index(&all)?)
 }
 
+/// True for a folder of one data set's runs, `<method>/seed-<s>`.
+pub fn is_of_runs(dir: &Path) -> bool {
+    let of = |dir: &Path| folders(dir).unwrap_or_default();
+    of(dir).iter().any(|method| of(method).iter().any(|seed| is_seed(seed)))
+}
+
+fn is_seed(dir: &Path) -> bool {
+    dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with("seed-"))
+}
+
 /// Replace a file in one go. The process number keeps two reports at the same time apart.
 fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
     store::replace(dir, name, &format!(".{name}.{}.tmp", std::process::id()), text.as_bytes())?;
@@ -157,7 +167,7 @@ impl Results {
                 continue;
             }
             for seed in folders(&method)? {
-                if !seed.file_name().is_some_and(|n| n.to_string_lossy().starts_with("seed-")) {
+                if !is_seed(&seed) {
                     continue;
                 }
                 match store::read_run(&seed) {

@@ -105,8 +105,8 @@ const OP: &str = "average_linkage";
 /// Rows whose distances to all others are computed at a time.
 const BLOCK: usize = 256;
 
-/// Bytes of half a matrix.
-fn half_matrix(n: usize) -> u64 {
+/// Bytes that the distances between n rows take, half a matrix: from so much `memory` on, [`average_linkage`] is exact.
+pub fn half_matrix(n: usize) -> u64 {
     2 * n as u64 * n.saturating_sub(1) as u64
 }
 

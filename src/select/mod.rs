@@ -12,7 +12,7 @@ mod typical;
 
 pub use attack::{Along, Attack, NEVER};
 pub use cover::{Cover, max_cover, purity_radius};
-pub use hac::{Merge, Tree, average_linkage};
+pub use hac::{Merge, Tree, average_linkage, half_matrix};
 pub use kcenter::{Picks, coverage_radius, kcenter};
 pub use kmeans::{Clusters, Stops, kmeans, lloyd};
 pub use likeness::{Labelled, Unlike, unlikeness};
