@@ -193,22 +193,22 @@ fn var_ratio_and_mean_std_worked_examples() {
     assert!((std[0] - 0.4).abs() < 1e-6, "{std:?}");
 }
 
-/// METHODS 9.2, on a line: 0, 1, 2 are of class 0; 10, 11 and 4 of class 1. Their nearest of another class are 4, 3, 2, 8, 9
-/// and 2 away, so that all balls are pure below 2, and four of six below 3. Balls of radius 1.5: row 1 covers three,
-/// row 3 two, row 5 itself.
+/// METHODS 9.2, on a line, in tenths: 0, 1, 2 are of class 0; 10, 11 and 4 of class 1. Their nearest of another class are 4,
+/// 3, 2, 8, 9 and 2 away, so that all balls are pure below 2, and four of six below 3. Balls of radius 1.5: row 1 covers
+/// three, row 3 two, row 5 itself.
 #[test]
 fn probcover_worked_example() {
-    let x = Tensor::new(&Device::Cpu, [6, 1], &[0.0f32, 1.0, 2.0, 10.0, 11.0, 4.0]).unwrap();
+    let x = Tensor::new(&Device::Cpu, [6, 1], &[0.0f32, 0.1, 0.2, 1.0, 1.1, 0.4]).unwrap();
     let labels = [0, 0, 0, 1, 1, 1];
     let radius = |share| purity_radius(&x, &labels, 2, share).unwrap();
-    for (share, want) in [(1.0, 2.0), (0.9, 2.0), (0.66, 3.0)] {
-        assert!(radius(share) < want && radius(share) > want - 1e-5, "{share}: {}", radius(share));
+    for (share, want) in [(1.0, 0.2), (0.9, 0.2), (0.66, 0.3)] {
+        assert!((radius(share) - want).abs() < 1e-5, "{share}: {}", radius(share));
     }
     let all = [0, 1, 2, 3, 4, 5];
-    let cover = max_cover(&x, &[], &all, 6, 1.5).unwrap();
+    let cover = max_cover(&x, &[], &all, 6, 0.15).unwrap();
     assert_eq!((cover.ids, cover.gain), (vec![1, 3, 5, 0, 2, 4], vec![3, 2, 1, 0, 0, 0]));
     // Row 0 is labelled and covers 1 too: of the three row 2 is left, in the balls of 1 and 2.
-    let cover = max_cover(&x, &[0], &all[1..], 3, 1.5).unwrap();
+    let cover = max_cover(&x, &[0], &all[1..], 3, 0.15).unwrap();
     assert_eq!((cover.ids, cover.gain), (vec![3, 1, 5], vec![2, 1, 1]));
 }
 

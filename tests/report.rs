@@ -239,7 +239,9 @@ fn published_results_give_their_tables_again() {
         for seed in names(&set).iter().filter(|p| p.is_dir()).flat_map(|method| names(method)) {
             let to = copy.join(seed.strip_prefix(&published).unwrap());
             fs::create_dir_all(&to).unwrap();
-            names(&seed).iter().for_each(|file| drop(fs::copy(file, to.join(file.file_name().unwrap())).unwrap()));
+            for file in names(&seed) {
+                fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+            }
             assert!(!to.join("state.json").exists() && !to.join("picks.jsonl").exists());
             runs += 1;
         }
