@@ -23,7 +23,8 @@ enum Rule {
     Linkage { clusters: usize },
 }
 
-/// A pool of embeddings: rows, width, picks or centres, clusters.
+/// A pool of embeddings: rows, width, picks or centres, clusters, and the dimension that the rows have behind their
+/// width; 0: all of it.
 struct Case {
     name: &'static str,
     rule: Rule,
@@ -31,20 +32,29 @@ struct Case {
     d: usize,
     k: usize,
     clusters: u32,
+    latent: usize,
 }
 
 const fn case(name: &'static str, rule: Rule, n: usize, d: usize, k: usize, clusters: u32) -> Case {
-    Case { name, rule, n, d, k, clusters }
+    Case { name, rule, n, d, k, clusters, latent: 0 }
+}
+
+const fn latent(latent: usize, case: Case) -> Case {
+    Case { latent, ..case }
 }
 
 const CASES: &[Case] = &[
     case("kcenter-mnist", Rule::KCenter { labelled: 1_200 }, 60_000, 50, 1_200, 10),
     case("kcenter-128", Rule::KCenter { labelled: 5_000 }, 50_000, 128, 2_500, 50),
+    latent(12, case("kcenter-latent", Rule::KCenter { labelled: 5_000 }, 50_000, 128, 2_500, 50)),
+    case("kcenter-one", Rule::KCenter { labelled: 5_000 }, 50_000, 128, 2_500, 1),
     case("kcenter-512", Rule::KCenter { labelled: 5_000 }, 50_000, 512, 2_500, 50),
     case("kcenter-million", Rule::KCenter { labelled: 5_000 }, 1_000_000, 128, 1_000, 50),
     case("badge", Rule::Badge { classes: 10 }, 45_000, 128, 2_500, 50),
     case("badge-tiny", Rule::Badge { classes: 200 }, 90_000, 512, 5_000, 200),
     case("kmeans", Rule::KMeans { iterations: 10 }, 45_000, 128, 2_500, 50),
+    latent(12, case("kmeans-latent", Rule::KMeans { iterations: 10 }, 45_000, 128, 2_500, 50)),
+    case("kmeans-one", Rule::KMeans { iterations: 10 }, 45_000, 128, 2_500, 1),
     case("linkage", Rule::Linkage { clusters: 20 }, 20_000, 128, 0, 50),
     case("linkage-mnist", Rule::Linkage { clusters: 20 }, 60_000, 50, 0, 10),
 ];
@@ -56,17 +66,26 @@ fn normal(r: Rng, e: u64) -> f32 {
 }
 
 impl Case {
-    /// A Gaussian mixture behind a ReLU, as embeddings are: half of the values are zero.
+    /// A Gaussian mixture behind a ReLU, as embeddings are: half of the values are zero. With a latent dimension the
+    /// mixture has that one and goes through a random matrix first, as features of a network do.
     fn points(&self) -> Tensor {
         let r = Rng::new(1).at(Purpose::Select, 0, 0);
-        let means: Vec<f32> = (0..u64::from(self.clusters) * self.d as u64).map(|e| normal(r.lane(1), e)).collect();
+        let width = if self.latent > 0 { self.latent } else { self.d };
+        let means: Vec<f32> = (0..u64::from(self.clusters) * width as u64).map(|e| normal(r.lane(1), e)).collect();
+        let scale = 1.0 / (width as f32).sqrt();
+        let map: Vec<f32> = (0..(self.d * self.latent) as u64).map(|e| scale * normal(r.lane(6), e)).collect();
         let mut x = Vec::with_capacity(self.n * self.d);
         for i in 0..self.n {
             let c = (r.lane(2).u32(i as u64) % self.clusters) as usize;
             // Classes differ in how wide they are.
             let spread = 0.3 + 0.5 * c as f32 / self.clusters as f32;
-            for j in 0..self.d {
-                x.push((means[c * self.d + j] + spread * normal(r.lane(3), (i * self.d + j) as u64)).max(0.0));
+            let z = |j: usize| means[c * width + j] + spread * normal(r.lane(3), (i * width + j) as u64);
+            if self.latent == 0 {
+                x.extend((0..width).map(|j| z(j).max(0.0)));
+            } else {
+                let z: Vec<f32> = (0..width).map(z).collect();
+                let rows = map.chunks_exact(width);
+                x.extend(rows.map(|m| m.iter().zip(&z).map(|(m, z)| m * z).sum::<f32>().max(0.0)));
             }
         }
         Tensor::new(&Device::Cpu, [self.n, self.d], &x).unwrap()

@@ -39,7 +39,7 @@ pub fn nearest_update(best: &mut Tensor, x: &Tensor, centres: &Tensor) -> Result
             let (x, c) = (x.host::<f32>(OP)?, centres.host::<f32>(OP)?);
             let mut panels = fast::Panels::new(d, m);
             (0..m).for_each(|j| panels.push(&c[j * d..(j + 1) * d]));
-            fast::nearest(best.host_mut(OP)?, |i| &x[i * d..(i + 1) * d], &panels, m);
+            fast::nearest(best.host_mut(OP)?, |i| &x[i * d..(i + 1) * d], &panels, 0, m);
             Ok(())
         }
         Device::Cuda(cuda) => {
@@ -337,10 +337,16 @@ pub(crate) mod fast {
         });
     }
 
-    /// best[i] = min(best[i], distance of row(i) to the first `count` of the centres)
-    pub fn nearest<'a>(best: &mut [f32], row: impl Fn(usize) -> &'a [f32] + Sync, centres: &Panels, count: usize) {
+    /// best[i] = min(best[i], distance of row(i) to the centres from..to, and perhaps their neighbours)
+    pub fn nearest<'a>(
+        best: &mut [f32],
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+        centres: &Panels,
+        from: usize,
+        to: usize,
+    ) {
         let d = centres.d;
-        if count == 0 {
+        if from >= to {
             return;
         }
         if d == 0 {
@@ -353,11 +359,11 @@ pub(crate) mod fast {
                 turn(tile, |r| row(at + r), ROWS.min(best.len() - t * ROWS));
             }
             let some = (CENTRES / d).next_multiple_of(PANEL).max(PANEL);
-            for from in (0..count).step_by(some) {
+            for from in (from..to).step_by(some) {
                 for (low, t) in best.chunks_mut(ROWS).zip(tiles.chunks_exact(d)) {
                     let mut full = [f32::INFINITY; ROWS];
                     full[..low.len()].copy_from_slice(low);
-                    tile(&mut full, t, centres, from, count.min(from + some));
+                    tile(&mut full, t, centres, from, to.min(from + some));
                     low.copy_from_slice(&full[..low.len()]);
                 }
             }

@@ -9,7 +9,9 @@
 //! are brought up to date, many centres at once from the cache; then picks are taken from the front alone, each
 //! updating only the front, for as long as the best of it provably wins: its distance is larger than the largest
 //! bound outside, or equal to it with a lower id. Then the next front is drawn. Labelled rows are the centres
-//! nobody picked: a candidate that never comes near the front is never compared with most of them.
+//! nobody picked: a candidate that never comes near the front is never compared with most of them. Where they are many
+//! they form regions; the first bound comes from a candidate's own region, and a row of the front meets only the regions
+//! that `planes.rs` does not prove to be too far from it.
 
 use std::rc::Rc;
 
@@ -196,12 +198,16 @@ mod cpu {
     use super::{Picks, non_finite};
     use crate::Result;
     use crate::ops::distance::fast::{self, Lane, Panels, ROWS};
+    use crate::select::kmeans::cpu::members;
+    use crate::select::planes::{Planes, find, margin, most};
     use crate::tensor::Tensor;
 
-    /// Centres every candidate is compared with before the first front is drawn.
+    /// Centres every candidate is compared with before the first front is drawn, where they form no regions.
     const OPENING: usize = 256;
-    /// Centres that the others are grouped around.
+    /// Regions of labelled rows.
     const PIVOTS: usize = 64;
+    /// Rows that look for their region together.
+    const BLOCK: usize = 256;
     /// Centres between two looks at whether a tile can still matter.
     const LOOK: usize = 256;
     /// Smallest front, and the first one.
@@ -246,19 +252,20 @@ mod cpu {
         let rows = Rows::new(x, &[covered, others])?;
         let mut best = vec![f32::INFINITY; others.len()];
         let centres = rows.panels(covered.iter().copied(), 0);
-        fast::nearest(&mut best, |i| rows.of(others[i]), &centres, covered.len());
+        fast::nearest(&mut best, |i| rows.of(others[i]), &centres, 0, covered.len());
         Ok(best.into_iter().fold(0.0, f32::max))
     }
 
     pub fn kcenter(x: &Tensor, labelled: &[u32], candidates: &[u32], k: usize) -> Result<Picks> {
         let rows = Rows::new(x, &[labelled, candidates])?;
         let mut centres = labelled.to_vec();
-        let mut group = vec![0; candidates.len()];
-        arrange(&rows, &mut centres, candidates, &mut group);
+        let mut region = vec![0; candidates.len()];
+        let regions = arrange(&rows, &mut centres, candidates, &mut region);
         let mut lazy = Lazy {
             centres: rows.panels(centres.iter().copied(), k),
             bound: vec![f32::INFINITY; candidates.len()],
-            group,
+            region,
+            regions,
             applied: vec![0; candidates.len()],
             picks: Picks::default(),
             rows,
@@ -281,22 +288,64 @@ mod cpu {
         Ok(lazy.picks)
     }
 
-    /// Puts the labelled rows into an order that makes bounds small soon and distances end early, and gives each
-    /// candidate the group that its tile is formed by. Neither changes a pick. First come some from everywhere, also
-    /// where the data is sorted by class; then the others by the nearest pivot: a tile and a panel from different
-    /// regions have only distances too large to matter, and the sums of those are not finished.
-    fn arrange(rows: &Rows, centres: &mut [u32], candidates: &[u32], group: &mut [u32]) {
+    /// The labelled rows by their nearest pivots.
+    struct Regions {
+        planes: Planes,
+        /// Where the rows of each pivot end among the centres.
+        ends: Vec<usize>,
+    }
+
+    /// Puts the labelled rows into an order in which distances end early, and gives each candidate the region that its
+    /// first bound comes from and its tile is formed by. Neither changes a pick. Pivots are from everywhere, also where the
+    /// data is sorted by class.
+    fn arrange(rows: &Rows, centres: &mut Vec<u32>, candidates: &[u32], region: &mut [u32]) -> Option<Regions> {
         centres.sort_unstable_by_key(|i| (i.wrapping_mul(2_654_435_769), *i));
         if centres.len() <= 2 * OPENING {
-            return;
+            return None;
         }
-        let pivots: Vec<&[f32]> = centres[..PIVOTS].iter().map(|i| rows.of(*i)).collect();
-        let mut of = vec![0; centres.len() - OPENING];
-        fast::closest(&mut of, |i| rows.of(centres[OPENING + i]), &pivots, rows.d);
-        let mut grouped: Vec<(u32, u32)> = of.into_iter().zip(centres[OPENING..].iter().copied()).collect();
-        grouped.sort_unstable();
-        centres[OPENING..].iter_mut().zip(grouped).for_each(|(c, (_, i))| *c = i);
-        fast::closest(group, |i| rows.of(candidates[i]), &pivots, rows.d);
+        let d = rows.d;
+        let together = |ids: &[u32]| -> Vec<f32> { ids.iter().flat_map(|i| rows.of(*i)).copied().collect() };
+        let squares: Vec<f32> = centres.par_iter().map(|i| rows.of(*i).iter().map(|v| v * v).sum()).collect();
+        let (planes, of) = Planes::new(&mut Vec::new(), PIVOTS, &together(centres), &squares, d);
+        let (order, starts) = members(&of, PIVOTS);
+        *centres = order.iter().map(|at| centres[*at as usize]).collect();
+        region.par_chunks_mut(BLOCK).zip(candidates.par_chunks(BLOCK)).for_each(|(region, ids)| {
+            let bases: Vec<u32> = (0..ids.len()).map(|i| (i * d) as u32).collect();
+            let scores = planes.scores(&together(ids), &bases);
+            region.iter_mut().zip(scores.chunks_exact(PIVOTS)).for_each(|(of, s)| *of = find(s, most(s)) as u32);
+        });
+        Some(Regions { planes, ends: starts[1..].iter().map(|end| *end as usize).collect() })
+    }
+
+    /// The rows of a tile, and what proves regions to be too far from them.
+    struct Sight<'a> {
+        regions: &'a Regions,
+        /// Of each row: its region, its score with that one's pivot, lowered, and those with all pivots.
+        own: Vec<(usize, f32)>,
+        scores: Vec<f32>,
+    }
+
+    impl Sight<'_> {
+        fn new<'a>(regions: &'a Regions, of: &[u32], rows: &[&[f32]]) -> Sight<'a> {
+            let planes = &regions.planes;
+            let bases: Vec<u32> = (0..rows.len()).map(|i| (i * planes.d) as u32).collect();
+            let scores = planes.scores(&rows.concat(), &bases);
+            let own = of.iter().zip(rows).zip(scores.chunks_exact(PIVOTS)).map(|((q, row), scores)| {
+                let norm = row.iter().map(|v| v * v).sum();
+                (*q as usize, planes.own(scores[*q as usize], norm))
+            });
+            Sight { own: own.collect(), regions, scores }
+        }
+
+        /// True when no row of the region p can be nearer to a row of the tile than `low`. Their own region is in that.
+        fn too_far(&self, p: usize, low: &Lane) -> bool {
+            let planes = &self.regions.planes;
+            let mut rows = self.own.iter().zip(self.scores.chunks_exact(PIVOTS)).zip(low);
+            rows.all(|(((q, own), scores), low)| {
+                let (plane, apart) = planes.from(*q);
+                *q == p || own - scores[p] + plane[p] > low.sqrt() * (1.0 + margin(planes.d)) * apart[p]
+            })
+        }
     }
 
     /// Ascending keys are descending distances, then ascending positions. Not negative: bits order like numbers.
@@ -312,8 +361,9 @@ mod cpu {
         /// Of each candidate: its squared distance to the nearest of the first `applied` centres, -1 once picked.
         bound: Vec<f32>,
         applied: Vec<u32>,
-        /// Candidates of one group are near each other.
-        group: Vec<u32>,
+        /// Candidates of one region are near each other.
+        region: Vec<u32>,
+        regions: Option<Regions>,
         picks: Picks,
     }
 
@@ -346,7 +396,7 @@ mod cpu {
             let mut far = vec![f32::INFINITY; self.candidates.len()];
             let mut centre = Panels::new(self.rows.d, 1);
             centre.push(&mean);
-            fast::nearest(&mut far, |i| self.rows.of(self.candidates[i]), &centre, 1);
+            fast::nearest(&mut far, |i| self.rows.of(self.candidates[i]), &centre, 0, 1);
             if let Some(first) = far.iter().zip(0..).map(|(v, i)| key(*v, i)).min() {
                 let at = first as u32;
                 self.take(at, far[at as usize]);
@@ -354,10 +404,24 @@ mod cpu {
             }
         }
 
-        /// The first bounds of all.
+        /// The first bounds of all: by the labelled rows of their regions, or by a few of all.
         fn open(&mut self) {
+            if let Some(regions) = &self.regions {
+                let (order, starts) = members(&self.region, PIVOTS);
+                let bounds = (0..PIVOTS).into_par_iter().map(|p| {
+                    let ids = &order[starts[p] as usize..starts[p + 1] as usize];
+                    let (from, to) = (if p == 0 { 0 } else { regions.ends[p - 1] }, regions.ends[p]);
+                    let mut low = vec![f32::INFINITY; ids.len()];
+                    let row = |i: usize| self.rows.of(self.candidates[ids[i] as usize]);
+                    fast::nearest(&mut low, row, &self.centres, from, to);
+                    low
+                });
+                let bounds: Vec<f32> = bounds.flatten_iter().collect();
+                order.iter().zip(bounds).for_each(|(at, low)| self.bound[*at as usize] = low);
+                return;
+            }
             let first = self.centres.count().min(OPENING);
-            fast::nearest(&mut self.bound, |i| self.rows.of(self.candidates[i]), &self.centres, first);
+            fast::nearest(&mut self.bound, |i| self.rows.of(self.candidates[i]), &self.centres, 0, first);
             self.applied.fill(first as u32);
         }
 
@@ -374,7 +438,7 @@ mod cpu {
             // Tiles of rows that lack the same centres and are near each other.
             keys.sort_unstable_by_key(|key| {
                 let at = *key as u32;
-                (self.applied[at as usize], self.group[at as usize], at)
+                (self.applied[at as usize], self.region[at as usize], at)
             });
             let mut front = self.front(keys, outside);
             let before = self.picks.ids.len();
@@ -429,9 +493,24 @@ mod cpu {
                     *full = self.bound[*at as usize];
                     from = from.min(self.applied[*at as usize] as usize);
                 }
+                let sight = self.regions.as_ref().filter(|r| r.ends.last().is_some_and(|end| from < *end)).map(|r| {
+                    let of: Vec<u32> = at[..rows].iter().map(|a| self.region[*a as usize]).collect();
+                    let x: Vec<&[f32]> =
+                        at[..rows].iter().map(|a| self.rows.of(self.candidates[*a as usize])).collect();
+                    Sight::new(r, &of, &x)
+                });
                 while from < self.centres.count() && full.iter().any(|v| *v >= below) {
-                    let to = (from + LOOK).min(self.centres.count());
-                    fast::tile(&mut full, tile, &self.centres, from, to);
+                    let mut to = (from + LOOK).min(self.centres.count());
+                    let mut seen = true;
+                    if let Some(sight) = &sight {
+                        // Whole regions; behind them are the picks.
+                        let p = sight.regions.ends.partition_point(|end| *end <= from);
+                        to = sight.regions.ends.get(p).copied().unwrap_or(to);
+                        seen = p >= PIVOTS || !sight.too_far(p, &full);
+                    }
+                    if seen {
+                        fast::tile(&mut full, tile, &self.centres, from, to);
+                    }
                     from = to;
                 }
                 low.copy_from_slice(&full);
@@ -513,6 +592,22 @@ mod tests {
             let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| i % every == 0);
             let want = brute(&x, &labelled, &rest, n);
             assert_eq!(kcenter(&x, &labelled, &rest, n).unwrap(), want, "{n}x{d}, {levels} levels");
+        }
+    }
+
+    /// Clusters far apart: most regions are proved to be too far from a tile.
+    #[test]
+    fn lazy_equals_the_plain_loop_where_regions_are_passed_over() {
+        for (n, d, clusters, every) in [(2400, 40, 9, 3), (2000, 12, 30, 2), (2400, 128, 50, 3), (2000, 2, 5, 3)] {
+            let (noise, middle) = (points(n, d, 0, 1).to_vec::<f32>().unwrap(), points(clusters, d, 4, 2));
+            let middle = middle.to_vec::<f32>().unwrap();
+            let x = noise.iter().enumerate().map(|(e, v)| v + middle[e / d * 7 % clusters * d + e % d]);
+            let x = Tensor::new(&Device::Cpu, [n, d], &x.collect::<Vec<f32>>()).unwrap();
+            let (labelled, rest): (Vec<u32>, Vec<u32>) = (0..n as u32).partition(|i| i % every == 0);
+            for k in [10, n / 4, n] {
+                let want = brute(&x, &labelled, &rest, k);
+                assert_eq!(kcenter(&x, &labelled, &rest, k).unwrap(), want, "{n}x{d}, {clusters} clusters, {k} picks");
+            }
         }
     }
 }

@@ -295,21 +295,20 @@ fn nearest(distances: &Tensor, members: &Members) -> Result<Vec<u32>> {
     }
 }
 
-mod cpu {
+pub(super) mod cpu {
     use rayon::prelude::*;
 
     use crate::device::cpu as threads;
-    use crate::device::microkernel::{Panels, product};
+    use crate::device::microkernel::Panels;
     use crate::device::simd::mul_add;
     use crate::ops::distance::fast;
+    use crate::select::planes::{Planes, SAFE, WIDTH, find, margin, most, slack};
     use crate::simd;
 
     /// Pieces of a cluster, added one after the other.
     const PIECES: usize = 8;
     /// Distances that are summed side by side.
     const SUMS: usize = 8;
-    /// Numbers that are compared, or features that are summed, side by side.
-    const WIDTH: usize = 16;
     /// Rows of a task.
     const BLOCK: usize = 256;
     /// The label of a row that is still to be compared with all centres by differences.
@@ -442,105 +441,49 @@ mod cpu {
         number: Vec<u32>,
     }
 
-    /// The centres by their nearest pivots, of which there are fewer. Let x be nearest to the pivot q. For a centre c of
-    /// another pivot p, with the scores s of p and q, |x − c||p − q| ≥ (x − c)·(q − p) = s_q(x) − s_p(x) + s_p(c) − s_q(c):
-    /// how far both are from the plane between the pivots, which mostly proves the whole group of p too far from x.
+    /// The centres by their nearest pivots.
     struct Groups {
         of: Vec<Group>,
-        pivots: Panels<'static>,
-        /// −|p|²/2
-        start: Vec<f32>,
-        /// A row for each q, one number for each p: a lower bound of s_p(c) − s_q(c), and an upper bound of |p − q|.
-        plane: Vec<f32>,
-        apart: Vec<f32>,
-        d: usize,
-        /// The largest |c|² or |p|².
-        widest: f32,
-    }
-
-    /// −|r|²/2 of each row
-    fn starts_of(rows: &[f32], d: usize) -> Vec<f32> {
-        rows.chunks_exact(d).map(|r| -0.5 * r.iter().map(|v| v * v).sum::<f32>()).collect()
-    }
-
-    /// Moves the pivots to the middle of their centres; At first some centres are pivots. Returns
-    /// the scores of the centres with the pivots (K, P), and whose each centre is.
-    fn arrange(pivots: &mut Vec<f32>, centres: &[f32], d: usize) -> (Vec<f32>, Vec<u32>) {
-        let k = centres.len() / d;
-        let rounds = if pivots.is_empty() { 3 } else { 1 };
-        if pivots.is_empty() {
-            pivots.extend(&centres[..(k / GROUP).max(1) * d]);
-        }
-        let (mut scores, mut of) = (Vec::new(), vec![0; k]);
-        for round in 0..=rounds {
-            let count = pivots.len() / d;
-            scores.resize(k * count, 0.0);
-            product(&mut scores, centres, &Panels::from_cols(pivots, d, count), Some(&starts_of(pivots, d)));
-            of.iter_mut().zip(scores.chunks_exact(count)).for_each(|(of, s)| *of = find(s, most(s)) as u32);
-            if round < rounds {
-                let (order, starts) = members(&of, count);
-                let before = std::mem::take(pivots);
-                pivots.resize(before.len(), 0.0);
-                means(pivots, &before, centres, &order, &starts, d);
-            }
-        }
-        (scores, of)
+        planes: Planes,
     }
 
     impl Groups {
         fn new(pivots: &mut Vec<f32>, centres: &[f32], squares: &[f32], d: usize) -> Groups {
-            let (scores, of) = arrange(pivots, centres, d);
-            let (count, start) = (pivots.len() / d, starts_of(pivots, d));
-            let widest = squares.iter().copied().chain(start.iter().map(|s| -2.0 * s)).fold(0.0, f32::max);
-            let mut apart = vec![0.0; count * count];
-            fast::pairwise(&mut apart, pivots, pivots, count, d);
-            apart.iter_mut().for_each(|v| *v = v.sqrt() * (1.0 + margin(d)));
-            let mut plane = vec![f32::INFINITY; count * count];
-            for (p, scores) in of.iter().zip(scores.chunks_exact(count)) {
-                let own = scores[*p as usize] - slack(widest, widest, d);
-                for (plane, s) in plane[*p as usize..].iter_mut().step_by(count).zip(scores) {
-                    let bound = own - s;
-                    // A NaN stays.
-                    *plane = if bound < *plane || bound.is_nan() { bound } else { *plane };
-                }
-            }
-            let (order, starts) = members(&of, count);
+            let (planes, of) = Planes::new(pivots, squares.len() / GROUP, centres, squares, d);
+            let (order, starts) = members(&of, planes.count());
             let group = |w: &[u32]| {
                 let number = order[w[0] as usize..w[1] as usize].to_vec();
                 let rows: Vec<f32> = number.iter().flat_map(|j| &centres[*j as usize * d..][..d]).copied().collect();
                 let start = number.iter().map(|j| -0.5 * squares[*j as usize]).collect();
                 Group { panels: Panels::from_cols(&rows, d, number.len()), start, number }
             };
-            let of = starts.windows(2).map(group).collect();
-            Groups { of, pivots: Panels::from_cols(pivots, d, count), start, plane, apart, d, widest }
+            Groups { of: starts.windows(2).map(group).collect(), planes }
         }
 
         /// Labels of a block of rows; [`OPEN`] where the scores do not prove one. Each row meets the group of the nearest
         /// pivot, then all groups that may hold a centre as near as the best of those.
         fn label(&self, labels: &mut [u32], x: &[f32], norms: &[f32]) {
-            let groups = self.of.len();
+            let (groups, d, widest) = (self.of.len(), self.planes.d, self.planes.widest);
             let mut tops = vec![Top { first: f32::NEG_INFINITY, second: f32::NEG_INFINITY, at: 0 }; labels.len()];
-            let mut to_pivots = vec![0.0; labels.len() * groups];
-            let bases: Vec<u32> = (0..labels.len()).map(|i| (i * self.d) as u32).collect();
-            self.pivots.some_rows(&mut to_pivots, x, &bases, &self.start);
+            let bases: Vec<u32> = (0..labels.len()).map(|i| (i * d) as u32).collect();
+            let mut scores = self.planes.scores(x, &bases);
             let mut lists = Lists { of: vec![0; groups * BLOCK], len: vec![0; groups] };
-            let near: Vec<usize> = to_pivots.chunks_exact(groups).map(|s| find(s, most(s))).collect();
+            let near: Vec<usize> = scores.chunks_exact(groups).map(|s| find(s, most(s))).collect();
             (0..).zip(&near).for_each(|(i, near)| lists.push(*near, i));
             self.meet(&mut tops, &lists, x, &bases);
             lists.len.fill(0);
-            for (i, scores) in to_pivots.chunks_exact_mut(groups).enumerate() {
-                let reach = at_most(tops[i].first, norms[i], self.widest, self.d).sqrt() * (1.0 + margin(self.d));
-                let own = scores[near[i]] - slack(norms[i], self.widest, self.d);
-                let row = near[i] * groups..(near[i] + 1) * groups;
+            for (i, scores) in scores.chunks_exact_mut(groups).enumerate() {
+                let reach = at_most(tops[i].first, norms[i], widest, d).sqrt() * (1.0 + margin(d));
+                let own = self.planes.own(scores[near[i]], norms[i]);
                 // Met already: this proves to be too far.
                 scores[near[i]] = f32::NEG_INFINITY;
-                unproved(&mut lists, i as u32, scores, own, reach, &self.plane[row.clone()], &self.apart[row]);
+                let (plane, apart) = self.planes.from(near[i]);
+                unproved(&mut lists, i as u32, scores, own, reach, plane, apart);
             }
             self.meet(&mut tops, &lists, x, &bases);
             for (i, label) in labels.iter_mut().enumerate() {
-                let top = &tops[i];
-                let sure = decided(top.first, top.second, norms[i], self.widest, self.d);
-                *label = if sure { top.at } else { OPEN };
+                let sure = decided(tops[i].first, tops[i].second, norms[i], widest, d);
+                *label = if sure { tops[i].at } else { OPEN };
             }
         }
 
@@ -573,45 +516,6 @@ mod cpu {
         fn push(&mut self, group: usize, row: u32) {
             self.of[group * BLOCK + self.len[group]] = row;
             self.len[group] += 1;
-        }
-    }
-
-    simd! {
-        /// The largest score.
-        fn most(scores: &[f32]) -> f32 {
-            let _ = FMA;
-            let mut most = [f32::NEG_INFINITY; WIDTH];
-            let (whole, rest) = scores.as_chunks::<WIDTH>();
-            for some in whole {
-                for i in 0..WIDTH {
-                    most[i] = if some[i] > most[i] { some[i] } else { most[i] };
-                }
-            }
-            for (most, v) in most.iter_mut().zip(rest) {
-                *most = if *v > *most { *v } else { *most };
-            }
-            let mut one = f32::NEG_INFINITY;
-            for v in most {
-                one = if v > one { v } else { one };
-            }
-            one
-        }
-    }
-
-    simd! {
-        /// Where a score is; 0 without it.
-        fn find(scores: &[f32], score: f32) -> usize {
-            let _ = FMA;
-            for (at, some) in scores.chunks(WIDTH).enumerate() {
-                let mut found = 0u32;
-                for (i, v) in some.iter().enumerate() {
-                    found |= u32::from(*v == score) << i;
-                }
-                if found != 0 {
-                    return at * WIDTH + found.trailing_zeros() as usize;
-                }
-            }
-            0
         }
     }
 
@@ -677,30 +581,17 @@ mod cpu {
         open.iter().zip(of_open).for_each(|(i, l)| labels[*i] = l);
     }
 
-    /// What computed distances are raised by where they must be upper bounds of the true ones, or lowered where lower
-    /// ones: canonical distances are off by their (D + 2) u-th part, so with 4 (D + 16) u there is room on both sides, and
-    /// what holds for the bounds holds for canonical distances.
-    fn margin(d: usize) -> f32 {
-        4.0 * (d + 16) as f32 / 16_777_216.0
-    }
-
-    /// How far |x|² − 2 s may be from the squared distance whose score s is, in both directions.
-    fn slack(norm: f32, widest: f32, d: usize) -> f32 {
-        2.0 * margin(d) * ((norm * widest).sqrt() + widest + norm)
-    }
-
     /// An upper bound of the squared distance of a row to the centre with its best score.
     fn at_most(first: f32, norm: f32, widest: f32, d: usize) -> f32 {
         (norm - 2.0 * first).max(0.0) + slack(norm, widest, d)
     }
 
-    /// True when the best score is proved to be that of the nearest centre. Nothing is where products may overflow, or lose
-    /// more to underflow than to rounding.
+    /// True when the best score is proved to be that of the nearest centre.
     fn decided(first: f32, second: f32, norm: f32, widest: f32, d: usize) -> bool {
         let slack = 2.0 * margin(d);
         let scale = (norm * widest).sqrt() + widest;
         let gap = 2.0 * (first - second) - slack * scale;
-        (1e-24..1e37).contains(&scale) && gap > slack * at_most(first, norm, widest, d)
+        SAFE.contains(&scale) && gap > slack * at_most(first, norm, widest, d)
     }
 }
 

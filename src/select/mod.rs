@@ -7,6 +7,7 @@ mod hac;
 mod kcenter;
 mod kmeans;
 mod likeness;
+mod planes;
 mod seeding;
 mod typical;
 
