@@ -18,7 +18,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 18] = [
+    let parts: [(&str, fn()); 19] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("small cases in bf16", cases::small_rounded),
@@ -28,6 +28,7 @@ fn cuda_agrees_with_the_cpu() {
         ("selection", selection::all),
         ("training", training::lenet),
         ("learning loss", training::learning_loss),
+        ("a critic", training::critic),
         ("a graph network", training::graph_network),
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),

@@ -8,6 +8,7 @@ use dalcore::data::{self, Dataset, Images, PoolIdx, Spec, synthetic};
 use dalcore::device::Device;
 use dalcore::device::cuda::Replay;
 use dalcore::methods::learning_loss::LearningLoss;
+use dalcore::methods::waal::Waal;
 use dalcore::methods::{Method, Round, gcn};
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::vae::Sizes;
@@ -80,6 +81,40 @@ pub fn learning_loss() {
         })
     };
     alike(run, [2e-4, 1e-3, 1e-4]);
+}
+
+/// Two epochs of three steps against a critic, the last of each a small one: the same bounds. And one epoch of two steps of
+/// a narrow ResNet-18, whose critic looks at the embedding and whose statistics see both batches, in both halves.
+pub fn critic() {
+    let mut config = Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean);
+    (config.waal.lr, config.waal.alpha) = (0.05, 0.1);
+    let run = |device: &Device, graphs: bool| {
+        fit_by(device, graphs, Precision::F32, |trainer, labelled| {
+            Waal::new(&config).fit(&Round { trainer, number: 2, labelled: &labelled[..20] }).unwrap()
+        })
+    };
+    alike(run, [2e-4, 1e-3, 1e-4]);
+
+    let spec = Spec { model: data::Model::ResNet18 { width: 2 }, ..data::cifar::CIFAR10.clone() };
+    let pixels = |n: usize| (0..(n * 3072) as u64).map(|e| Rng::new(9).u32(e) as u8).collect();
+    let split = |n: usize| Images { n, h: 32, w: 32, c: 3, pixels: pixels(n), labels: vec![3; n] };
+    let set = Dataset::new(&spec, split(10), split(2));
+    let run = |device: &Device, graphs: bool| {
+        let data = DeviceData::new(device, &set).unwrap();
+        let mut recipe = Config::base(&spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
+        (recipe.batch, recipe.epochs) = (4, 1);
+        let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
+        let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 2, graphs, seed: 2, on_epoch, check };
+        let labelled = [(PoolIdx(1), 3), (PoolIdx(4), 3), (PoolIdx(8), 3), (PoolIdx(9), 3)];
+        let fit = Waal::new(&config).fit(&Round { trainer: &trainer, number: 1, labelled: &labelled }).unwrap();
+        let view = trainer.plain_view().unwrap();
+        let ids: Vec<u32> = (0..10).collect();
+        let pass = Pass { view: &view, batch: 4, graphs };
+        let logits = extract(&fit.model, &data.train, &ids, pass).unwrap().logits.to_f64().unwrap();
+        (fit, logits)
+    };
+    // As `resnet_alike`, with normalisations over 64 values of the last maps and over 32 in the second step.
+    alike(run, [1e-4, 1e-3, 1e-4]);
 }
 
 /// A graph network after some steps: eager and replayed the same bytes, and the CPU's numbers.
