@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 
 use dalcore::bench::config::{Config, Preset, Profile, parse_setting};
+use dalcore::clock::Clock;
 use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
 use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
@@ -16,8 +17,8 @@ use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
 use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
 use dalcore::select::{Stops, kmeans, max_cover, purity_radius};
-use dalcore::tensor::Tensor;
-use dalcore::train::{Adversarial, DeviceData, Fit, Game, Kl, Model, Pass, Sign, Trainer, sweep};
+use dalcore::tensor::{Buf, Tensor};
+use dalcore::train::{Adversarial, DeviceData, Duel, Fit, Game, Kl, Model, Pass, Recipe, Sign, Stakes, Trainer, sweep};
 use dalcore::{Error, Result};
 
 const POOL: usize = 400;
@@ -586,6 +587,51 @@ fn waal_takes_the_smallest_scores() {
     assert!(score(&order[0]) < score(&order[POOL - LABELLED - 1]) - 1.0);
     let spread = |of: &[f64]| of.iter().fold(0.0f64, |m, v| m.max(*v)) - of.iter().fold(1.0f64, |m, v| m.min(*v));
     assert!(spread(&verdicts) > 1e-3, "the critic tells images apart");
+}
+
+/// Two epochs by hand: pairs from passes over both lists, a tail, the network's half before the critic's, each at a step of
+/// its own; and both parts are kept.
+#[test]
+fn waal_is_its_steps() {
+    let mut s = scene();
+    (s.config.train.epochs, s.config.train.milestones) = (2, vec![1]);
+    let fit = waal_fit(&s, &s.trainer(64), s.pool.labelled()).unwrap();
+
+    let recipe = Recipe { lr: s.config.waal.lr, ..s.config.train.clone() };
+    let trainer = Trainer { recipe: &recipe, ..s.trainer(64) };
+    let stakes = Stakes { alpha: s.config.waal.alpha, gamma_cap: None, sign: Sign::Plus };
+    let sets = [s.pool.labelled(), s.pool.unlabelled()];
+    let mut duel = Duel::new(stakes, &trainer, 2, sets.map(<[_]>::len)).unwrap();
+    let (device, pixels, view) = (Device::Cpu, &s.data.train.pixels, trainer.train_view(2).unwrap());
+    let labels = Buf::from_host(&device, &dataset().train.labels).unwrap();
+    let clock = Rc::new(Clock::new(&device).unwrap());
+    let mut losses = Vec::new();
+    for epoch in 0..2 {
+        let rng = Rng::new(10).at(Purpose::Shuffle, 2, epoch);
+        let pass = |set: usize, p: u32| {
+            let order = rng.lane(2 * p + set as u32 + 1).permutation(sets[set].len());
+            order.into_iter().map(move |i| sets[set][i as usize].0)
+        };
+        let orders = [(0..6).flat_map(|p| pass(0, p)).take(340).collect(), pass(1, 0).collect::<Vec<u32>>()];
+        let [l, u] = orders.map(|ids| Tensor::new(&device, [340], &ids).unwrap());
+        clock.start(44 * epoch, epoch, if epoch == 0 { 0.01 } else { 0.001 }).unwrap();
+        let mut sum = 0.0;
+        for n in [16; 21].into_iter().chain([4]) {
+            let x = [&l, &u].map(|order| ops::gather_images(pixels, order, &clock, n, &view).unwrap());
+            let y = ops::gather_labels(&labels, &l, &clock, n).unwrap();
+            let loss = duel.network_step([&x[0], &x[1]], &y, &clock).unwrap();
+            sum += loss.to_f64().unwrap()[0];
+            clock.advance(0).unwrap();
+            duel.critic_step([&x[0], &x[1]], &clock).unwrap();
+            clock.advance(n).unwrap();
+        }
+        losses.push(sum);
+    }
+    assert_eq!(fit.loss, losses);
+    let parts = [duel.training.model.params.to_host().unwrap(), duel.critic_params.to_host().unwrap()].concat();
+    for ((slot, got), (want_slot, want)) in fit.model.params.to_host().unwrap().iter().zip(&parts) {
+        assert!(slot.name == want_slot.name && got == want, "{}", slot.name);
+    }
 }
 
 /// Every setting and every round is another training, the same one gives the same bytes; a smaller batch than the
