@@ -104,7 +104,8 @@ pub fn critic() {
         let mut recipe = Config::base(&spec, &Preset::find("smoke").unwrap().1, Profile::Repro).train;
         (recipe.batch, recipe.epochs) = (4, 1);
         let (on_epoch, check) = (&|_: &_| Ok(()), &|| Ok(()));
-        let trainer = Trainer { data: &data, recipe: &recipe, eval_batch: 2, graphs, seed: 2, on_epoch, check };
+        let trainer =
+            Trainer { data: &data, recipe: &recipe, eval_batch: 2, graphs, seed: 2, on_epoch, check, mixmatch: None };
         let labelled = [(PoolIdx(1), 3), (PoolIdx(4), 3), (PoolIdx(8), 3), (PoolIdx(9), 3)];
         let fit = Waal::new(&config).fit(&Round { trainer: &trainer, number: 1, labelled: &labelled }).unwrap();
         let view = trainer.plain_view().unwrap();
