@@ -395,6 +395,24 @@ fn the_table_is_sound() {
     assert!(dalcore::methods::find("corset").err().unwrap().to_string().contains("did you mean 'coreset'"));
 }
 
+/// MCADL keeps the accuracy of each class for its next query; the score beside the features of CoreGCN counts.
+#[test]
+fn settings_and_state_have_an_effect() {
+    let mut s = scene();
+    let model = s.model(&mut *(entry("random").make)(&s.config));
+    let mut mcadl = (entry("mcadl").make)(&s.config);
+    assert_eq!(mcadl.save(), serde_json::json!([]));
+    s.select(&mut *mcadl, &model, "mcadl", 64, 1, 5).unwrap();
+    let classes = mcadl.save().as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect::<Vec<_>>();
+    assert!(classes.len() == 10 && classes.iter().any(|a| *a > 0.0), "{classes:?}");
+
+    let picks =
+        |s: &Scene| s.select(&mut *(entry("core-gcn").make)(&s.config), &model, "core-gcn", 64, 1, 150).unwrap();
+    let (alone, score) = (picks(&s), !s.config.core_gcn.append_score);
+    s.config.core_gcn.append_score = score;
+    assert_ne!(picks(&s), alone);
+}
+
 /// The largest predictions first; as in the reference code, the smallest of predictions that belong to other examples.
 #[test]
 fn learning_loss_takes_the_largest_predictions() {
@@ -526,6 +544,11 @@ fn albl_is_one_of_its_arms() {
         let state = albl.save();
         assert_eq!(state["queried"].as_array().unwrap().len(), 30 * round as usize);
         assert_eq!(state["last"][0], u32::from(picks == arms[1]));
+        assert_eq!(
+            state["last"][1],
+            state["queried"][30 * round as usize - 1][1],
+            "it was drawn with that probability"
+        );
     }
     assert!(drawn[0] > 0 && drawn[1] > 0, "{drawn:?}");
     for bad in ["{}", r#"{"weights":[1.0],"last":null,"queried":[]}"#] {

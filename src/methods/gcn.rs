@@ -237,6 +237,10 @@ mod tests {
         let logits: Vec<f32> = [0.2f32, 0.1, 0.9, 0.8].iter().map(|s| (s / (1.0 - s)).ln()).collect();
         let l = loss(&column(&logits), &column(&[0.0; 2]), &column(&[1.0; 2]), 1.2).unwrap();
         assert!((l.to_vec::<f32>().unwrap()[0] - 0.361_354).abs() < 1e-5);
+        // The unlabelled alone are weighted: ln 2 for every even chance.
+        let even = |weight| loss(&column(&[0.0, 9.0]), &column(&[0.0]), &column(&[1.0]), weight).unwrap();
+        let of_unlabelled = even(3.0).to_vec::<f32>().unwrap()[0] - even(1.0).to_vec::<f32>().unwrap()[0];
+        assert!((of_unlabelled - 2.0 * 2f32.ln()).abs() < 1e-5, "{of_unlabelled}");
     }
 
     /// Labelled nodes in one corner, unlabelled ones there and in another: those are told apart.

@@ -273,6 +273,15 @@ mod tests {
         assert!(classes_seen[3], "a class without labelled images is voted for somewhere");
     }
 
+    /// Five equal ones are as near as each other; a nearer one drives out the last of them, not the first.
+    #[test]
+    fn of_equals_the_lowest_vote() {
+        let images = [8, 6, 8, 6, 8, 6, 8, 6, 8, 6, 10, 0, 10, 0];
+        let labelled = |predicted| Labelled { rows: &[0, 1, 2, 3, 4, 5], labels: &[0; 6], predicted, classes: 2 };
+        assert_eq!(run(&images, 2, &[6], &labelled(&[1, 1, 0, 0, 0, 1])).unwrap().class, [1]);
+        assert_eq!(run(&images, 2, &[6], &labelled(&[0, 0, 0, 1, 1, 1])).unwrap().class, [0]);
+    }
+
     #[test]
     fn bad_input_is_refused() {
         let one = Labelled { rows: &[0], labels: &[0], predicted: &[0], classes: 1 };
