@@ -1,7 +1,7 @@
 """LeNet and ResNet-18 in dalcore and in PyTorch on this machine, interleaved, medians and ratios. Selection: see selection.py.
 
     pip install torch      (into a virtual environment)
-    python benches/peer.py [--rounds 5] [--threads 2] [--only lenet,w16,w64] [--cuda]
+    python benches/peer.py [--rounds 5] [--threads 2] [--only lenet,w16,w64,mixmatch] [--cuda]
 
 Needs cargo, or the environment variable PEER with the path of the compiled `peer` benchmark."""
 import argparse, json, os, statistics, subprocess, time
@@ -9,7 +9,7 @@ import argparse, json, os, statistics, subprocess, time
 p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=5)
 p.add_argument("--threads", type=int, default=2)
-p.add_argument("--only", default="lenet,w16,w64", help="comma-separated (default: all)")
+p.add_argument("--only", default="lenet,w16,w64,mixmatch", help="comma-separated (default: all)")
 p.add_argument("--cuda", action="store_true")
 args = p.parse_args()
 device = "cuda" if args.cuda else "cpu"
@@ -47,6 +47,49 @@ def step(net, opt, x, y, forward=None):
         for w in net.parameters():
             w.grad.clamp_(-0.1, 0.1)
         opt.step()
+
+    return run
+
+
+def mixmatch(net, parts, y, classes=10):
+    """One step of MixMatch as the engine does it (METHODS 4.2), on images that are augmented already: two guesses, mixtures,
+    three interleaved batches, SGD, moving average of weights and statistics, decoupled decay of filters and weights."""
+    (x, u, v), batch = parts, len(y)
+    sizes = [batch // 3 + (i >= 3 - batch % 3) for i in range(3)]
+    opt = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    kernels = [w for w in net.parameters() if w.dim() > 1]
+    state = [t for t in [*net.parameters(), *net.buffers()] if t.is_floating_point()]
+    average = [t.detach().clone() for t in state]
+    beta = torch.distributions.Beta(0.75, 0.75)
+    one_hot = torch.nn.functional.one_hot(y, classes).float()
+
+    def interleave(parts):
+        slots = [list(p.split(sizes)) for p in parts]
+        for i in (1, 2):
+            slots[0][i], slots[i][i] = slots[i][i], slots[0][i]
+        return [torch.cat(s) for s in slots]
+
+    def run():
+        with torch.no_grad():
+            p = (net(u).softmax(1) + net(v).softmax(1)) / 2
+            q = p**2
+            q = q / q.sum(1, keepdim=True)
+            images, targets = torch.cat([x, u, v]), torch.cat([one_hot, q, q])
+            share = beta.sample().to(device)
+            share = torch.maximum(share, 1 - share)
+            partner = torch.randperm(3 * batch, device=device)
+            mixed = share * images + (1 - share) * images[partner]
+            targets = share * targets + (1 - share) * targets[partner]
+            batches = interleave(list(mixed.split(batch)))
+        logits = torch.cat(interleave([net(b) for b in batches]))
+        known = -(targets[:batch] * logits[:batch].log_softmax(1)).sum(1).mean()
+        loss = known + 10.0 * ((logits[batch:].softmax(1) - targets[batch:]) ** 2).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, state, 0.001)
+            torch._foreach_mul_(kernels, 1 - 0.02 * 0.01)
 
     return run
 
@@ -126,7 +169,7 @@ def resnet_on_gpu(width, batch=256):
         report(f"resnet-train bf16 (w{width}, batch {batch})", a, b, peer)
 
 
-def lenet():
+def lenet_network():
     nn = torch.nn
 
     class LeNet(nn.Module):
@@ -142,7 +185,26 @@ def lenet():
             return self.fc2(torch.dropout(x, 0.5, self.training))
 
     torch.manual_seed(0)
-    net = LeNet().to(device)
+    return LeNet().to(device)
+
+
+def semi_supervised():
+    """LeNet with three times 128 images, ResNet-18 w16 with three times 256; the engine also crops (and flips)."""
+    y = torch.randint(10, (256,), device=device)
+    cases = [("lenet-mixmatch", lenet_network(), [torch.randn(128, 1, 28, 28, device=device) for _ in range(3)], 20)]
+    cases.append(("resnet-mixmatch", network(16), [batch_of(256)[0] for _ in range(3)], 2))
+    for name, net, parts, n in cases:
+        net.train()
+        run = mixmatch(net, parts, y[: len(parts[0])])
+        a, b = [], []
+        for _ in range(args.rounds):
+            a.append(ours(name))
+            b.append(timed(run, n))
+        report(f"{name} (batch 3 x {len(parts[0])})", a, b, "PyTorch")
+
+
+def lenet():
+    net = lenet_network()
     opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     x, y = torch.randn(128, 1, 28, 28, device=device), torch.randint(10, (128,), device=device)
     e = torch.randn(1024, 1, 28, 28, device=device)
@@ -167,6 +229,8 @@ binary = peer_binary()
 wanted = args.only.split(",")
 if "lenet" in wanted:
     lenet()
+if "mixmatch" in wanted:
+    semi_supervised()
 if "w16" in wanted:
     resnet(16, 256, ["resnet-train"])
     if args.cuda:

@@ -129,6 +129,66 @@ fn ctrl_c_says_how_to_go_on() {
 }
 
 /// A small training: four epochs of half a second or so, every one saved.
+/// Runs side by side leave the files of runs one after the other.
+#[test]
+fn jobs_change_no_result() {
+    let (one, three) = (scratch("one-job"), scratch("three-jobs"));
+    let with = |out: &Path, jobs: &'static str| {
+        let mut args = bench(out);
+        args.extend(["--jobs", jobs, "--seed", "10,20"].map(String::from));
+        let o = run(&strs(&args));
+        assert!(o.status.success(), "{}", text(&o).1);
+        text(&o).0.lines().filter(|l| l.contains("CoreSet")).map(|l| l[..30].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(with(&one, "1"), with(&three, "3"));
+    assert!(lasting_files(&one) == lasting_files(&three));
+}
+
+/// SIGUSR1 saves a round that MixMatch trains, SIGTERM saves and stops, SIGKILL takes what is not saved: in the end the same
+/// bytes, and nothing is left of what was saved on the way.
+#[test]
+fn mixmatch_stopped_within_a_round_gives_the_same_bytes() {
+    let (whole, broken) = (scratch("mixmatch-whole"), scratch("mixmatch-broken"));
+    let args = |out: &Path| {
+        let mut v: Vec<String> =
+            ["bench", "-m", "ssl-diff2aug-direct", "--device", "cpu", "--out"].map(String::from).into();
+        v.push(out.display().to_string());
+        v.extend(TINY.iter().map(|s| s.to_string()));
+        v.extend(["--set", "budget.end=2", "--set", "train.batch=200", "--set", "train.epochs=1"].map(String::from));
+        v
+    };
+    let o = run(&strs(&args(&whole)));
+    assert!(o.status.success(), "{}", text(&o).1);
+    let wanted = lasting_files(&whole);
+    let (mut saves, mut stops) = (0, 0);
+    for attempt in 0.. {
+        let mut child = dalcore(&strs(&args(&broken))).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let id = child.id().to_string();
+        let signal = |name: &str| Command::new("kill").args([name, id.as_str()]).status().unwrap();
+        std::thread::sleep(Duration::from_millis(400 + 100 * attempt));
+        if attempt % 2 == 1 {
+            signal("-USR1");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let partial = |name: &str| broken.join(format!("quick-clean/synthetic/{name}/seed-10/partial.bin")).exists();
+        saves += u32::from(partial("start+mixmatch") || partial("ssl-diff2aug-direct"));
+        if child.try_wait().unwrap().is_some_and(|status| status.success()) {
+            break;
+        }
+        signal(if attempt % 2 == 0 { "-TERM" } else { "-KILL" });
+        let status = child.wait().unwrap();
+        stops += u32::from(status.code() == Some(130));
+        assert!(attempt < 100, "it never ends");
+    }
+    assert!(saves >= 1 && stops >= 1, "{saves} saves seen, {stops} stops");
+    let got = lasting_files(&broken);
+    assert_eq!(got.iter().map(|f| &f.0).collect::<Vec<_>>(), wanted.iter().map(|f| &f.0).collect::<Vec<_>>());
+    for ((name, a), (_, b)) in got.iter().zip(&wanted) {
+        assert!(a == b, "{} differs", name.display());
+    }
+    assert!(!broken.join("quick-clean/synthetic/ssl-diff2aug-direct/seed-10/partial.bin").exists());
+}
+
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let base =
         "train --preset smoke --device cpu --set train.epochs=4 --set train.milestones=[2,3] --save-every 0 --out";

@@ -1,7 +1,9 @@
 //! Does it learn: a handful of examples by heart, and more from more labels. And is training what it is said to be.
 
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use dalcore::Error;
 use dalcore::bench::config::{Config, Preset, Profile};
 use dalcore::clock::Clock;
 use dalcore::data::{Dataset, Flip, Images, Model, PoolIdx, Spec, cifar, synthetic};
@@ -12,7 +14,9 @@ use dalcore::ops::{self, View};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{CrossEntropy, DeviceData, EpochEnd, Fit, Recipe, Steps, Trainer, Training};
+use dalcore::train::{
+    CrossEntropy, DeviceData, EpochEnd, Fit, Forget, Keep, MixMatch, Recipe, Ssl, Steps, Trainer, Training,
+};
 
 fn recipe() -> Recipe {
     Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean).train
@@ -218,4 +222,111 @@ fn goes_on(data: &DeviceData, r: &Recipe, labelled: &[(PoolIdx, u32)]) {
     trainer.go_on(&CrossEntropy, 0, labelled, &mut t, &mut |_, _, _| Ok(())).unwrap();
     assert_eq!(t.loss.len(), 2);
     trainer.go_on(&CrossEntropy, 0, labelled, &mut t, &mut |_, _, _| panic!("an epoch too many")).unwrap();
+}
+
+/// Keeps a state in memory, and stops the training at some steps.
+struct Stops {
+    state: RefCell<Option<Vec<u8>>>,
+    /// Steps until the training is stopped; never at 0.
+    left: Cell<u32>,
+}
+
+impl Keep for Stops {
+    fn take(&self) -> dalcore::Result<Option<Vec<u8>>> {
+        Ok(self.state.borrow().clone())
+    }
+
+    fn due(&self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        left == 1
+    }
+
+    fn put(&self, state: &[u8]) -> dalcore::Result<()> {
+        *self.state.borrow_mut() = Some(state.into());
+        Err(Error::Interrupted { resume: "stopped by the test".into() })
+    }
+}
+
+/// Stopped at every step in turn, within epochs and at their ends, the training ends with the same bytes: LeNet, and a
+/// narrow ResNet-18 whose running statistics decay too. A state of something else is refused.
+#[test]
+fn mixmatch_stopped_anywhere_goes_on_with_the_same_bytes() {
+    let (lenet, labelled) = data(64, 20);
+    let spec = Spec { model: Model::ResNet18 { width: 2 }, ..cifar::CIFAR10.clone() };
+    let images = |n: usize| Images {
+        n,
+        h: 32,
+        w: 32,
+        c: 3,
+        pixels: (0..n as u64 * 3072).map(|e| Rng::new(4).u32(e) as u8).collect(),
+        labels: (0..n as u32).map(|i| i % 10).collect(),
+    };
+    let resnet = DeviceData::new(&Device::Cpu, &Dataset::new(&spec, images(24), images(6))).unwrap();
+    for (data, labelled, batch) in [(&lenet, &labelled[..20], 16), (&resnet, &labelled[..5], 6)] {
+        let labelled: Vec<(PoolIdx, u32)> = labelled.iter().map(|(id, l)| (*id, l % 10)).collect();
+        let mut r = recipe();
+        (r.epochs, r.batch, r.crop_pad, r.flip) = (2, batch, 2, true);
+        let ssl = Ssl { ramp: 4.0, lr: 0.05, per_sample: batch == 6, shrink_everything: batch == 6, ..Ssl::default() };
+        let fit = |keep: &dyn Keep, round| {
+            let trainer = Trainer {
+                data,
+                recipe: &r,
+                eval_batch: 8,
+                graphs: true,
+                seed: 1,
+                on_epoch: &|_| Ok(()),
+                check: &|| Ok(()),
+                mixmatch: Some(MixMatch { ssl: &ssl, keep }),
+            };
+            trainer.fit(round, &labelled)
+        };
+        let whole = fit(&Forget, 0).unwrap();
+        let bytes = |f: &Fit| checkpoint::to_bytes(&f.model.params).unwrap();
+        assert_eq!((whole.correct.len(), whole.loss.len()), (2, 2));
+        assert_ne!(bytes(&whole), bytes(&fit(&Forget, 1).unwrap()), "rounds differ");
+        for stop in 1..=8 {
+            let keep = Stops { state: RefCell::default(), left: Cell::new(stop) };
+            assert!(fit(&keep, 0).is_err_and(|e| e.to_string().contains("by the test")), "stopped at step {stop}");
+            let e = fit(&keep, 1).err().unwrap().to_string();
+            assert!(e.contains("round 0"), "{e}");
+            let broken = fit(&keep, 0).unwrap();
+            assert!(bytes(&broken) == bytes(&whole), "stopped at step {stop}");
+            assert_eq!((&broken.correct, &broken.loss), (&whole.correct, &whole.loss));
+        }
+        let other = checkpoint::to_bytes(&whole.model.params).unwrap();
+        let keep = Stops { state: RefCell::new(Some(other)), left: Cell::new(0) };
+        let e = fit(&keep, 0).err().unwrap().to_string();
+        assert!(e.contains("another trainer"), "{e}");
+    }
+}
+
+/// From sixty labels, and where there are fewer of them than a batch has images and one class has none. Without unlabelled
+/// images there is nothing to train on.
+#[test]
+fn mixmatch_learns() {
+    let (data, labelled) = data(1200, 400);
+    let mut r = recipe();
+    (r.epochs, r.batch, r.milestones) = (6, 32, vec![]);
+    let ssl = Ssl { ramp: 0.0, lambda_u: 25.0, lr: 0.05, ema: 0.99, ..Ssl::default() };
+    let mix = |labelled: &[(PoolIdx, u32)]| {
+        let trainer = Trainer {
+            data: &data,
+            recipe: &r,
+            eval_batch: 256,
+            graphs: true,
+            seed: 3,
+            on_epoch: &|_| Ok(()),
+            check: &|| Ok(()),
+            mixmatch: Some(MixMatch { ssl: &ssl, keep: &Forget }),
+        };
+        trainer.fit(0, labelled).map(|f| *f.correct.last().unwrap())
+    };
+    let few: Vec<(PoolIdx, u32)> = labelled.iter().copied().take(60).collect();
+    let right = mix(&few).unwrap();
+    assert!(right > 280, "{right} of 400 by 222 steps");
+    let fewer: Vec<(PoolIdx, u32)> = few.iter().copied().filter(|(_, l)| *l != 3).take(20).collect();
+    assert!(mix(&fewer).unwrap() > 100, "twenty labels, none of class 3");
+    let e = mix(&labelled).err().unwrap().to_string();
+    assert!(e.contains("no unlabelled example") && e.contains("budget.end"), "{e}");
 }

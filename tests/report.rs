@@ -213,6 +213,13 @@ fn what_cannot_be_reported_is_said() {
     fs::write(run_dir(&scene.dir, "coreset", 20).join("state.json"), "{").unwrap();
     let text = scene.write().text;
     assert!(text.contains("WAAL, seed 10 diverged: in round 1 it is at chance (9.80 %)"), "{text}");
+    let waal = scene.write().results.rows.into_iter().find(|r| r.id == "waal").unwrap();
+    assert!(waal.api.is_none() && waal.curve == [None; 3], "there is no mean of nothing: {waal:?}");
+    // Beside a sound seed it is no part of the mean.
+    scene.run(&Spec { method: "waal", seed: 20, correct: &[&[800], &[900], &[950]], seconds: [1.0, 2.0, 1.0] });
+    let waal = scene.write().results.rows.into_iter().find(|r| r.id == "waal").unwrap();
+    assert_eq!(waal.curve.iter().map(|p| p.unwrap().mean).collect::<Vec<_>>(), [0.8, 0.9, 0.95]);
+    assert_eq!((waal.seeds, waal.api.unwrap().n), (vec![10, 20], 1));
     assert!(text.contains("left out because it cannot be read") && text.contains("seed-20"), "{text}");
     assert!(!text.contains("published"), "published numbers stand only beside the paper's preset");
     fs::remove_dir_all(scene.dir.join("random")).unwrap();

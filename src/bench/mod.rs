@@ -7,4 +7,5 @@ mod partial;
 mod progress;
 pub mod runner;
 pub mod store;
+pub mod study;
 pub mod training;

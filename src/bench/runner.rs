@@ -1,10 +1,11 @@
 //! Runs an experiment: data sets × seeds × methods, round by round, resumable after every round.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::config::{Config, Preset, Profile};
@@ -13,7 +14,7 @@ use super::progress::Progress;
 pub use super::progress::Verbosity;
 use super::store::{self, Manifest, PickRecord, RoundRecord, RunDir, START, TimingRecord};
 use crate::data::{self, DataDir, Dataset, Pool, PoolIdx, Verify};
-use crate::device::{Device, launch};
+use crate::device::{Choice, Device, launch};
 use crate::methods::{self, Query, Round};
 use crate::nn::checkpoint;
 use crate::rng::{Purpose, Rng, lane_of};
@@ -50,12 +51,14 @@ pub struct Plan {
     pub verbosity: Verbosity,
     /// Set by Ctrl-C.
     pub stop: Arc<AtomicBool>,
+    /// Runs side by side.
+    pub jobs: usize,
     /// Set by a signal that asks for a save.
     pub save: Arc<AtomicBool>,
 }
 
 impl Plan {
-    fn config(&self, set: &data::Source) -> Result<Config> {
+    pub(super) fn config(&self, set: &data::Source) -> Result<Config> {
         let config = Config::base(set.spec(), &self.preset, self.profile).with(&self.settings)?;
         if config.train.epochs == 0 {
             let why = "must be at least 1: a selection needs a model that has learned something";
@@ -195,7 +198,8 @@ fn measure(device: &Device) -> Result<f64> {
 }
 
 /// Runs everything that is not on disk yet; returns the tables.
-pub fn run(plan: &Plan, device: &Device) -> Result<String> {
+pub fn run(plan: &Plan, choice: Choice) -> Result<String> {
+    let device = &choice.open()?;
     // Refuse a wrong plan before any data is read or any file written.
     let mut total = 0;
     for set in &plan.datasets {
@@ -211,21 +215,30 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     for set in &plan.datasets {
         let host = set.load(&plan.data_dir, Verify::Official)?;
         let config = plan.config(set)?;
-        let one = Experiment {
-            plan,
-            data: DeviceData::new(device, &host)?.with_model(config.network()),
-            config,
-            labels: host.train.labels.as_slice().into(),
-            fingerprint: host.fingerprint.clone(),
-            progress: &progress,
-        };
-        drop(host);
-        for seed in &plan.seeds {
-            for run in plan.runs(&one.config)? {
-                one.run(&run, *seed)?;
+        let runs = plan.runs(&config)?;
+        let tasks: Vec<(u64, methods::Run)> =
+            plan.seeds.iter().flat_map(|seed| runs.iter().map(move |run| (*seed, *run))).collect();
+        let next = AtomicUsize::new(0);
+        let jobs = plan.jobs.clamp(1, tasks.len().max(1));
+        // Each job drops its share once the images are on its device.
+        let shares = vec![Arc::new(host); jobs];
+        let work = |device: &Device, host: Arc<Cow<Dataset>>| -> Result<()> {
+            let one = Experiment {
+                plan,
+                data: DeviceData::new(device, &host)?.with_model(config.network()),
+                config: config.clone(),
+                labels: host.train.labels.as_slice().into(),
+                fingerprint: host.fingerprint.clone(),
+                progress: &progress,
+            };
+            drop(host);
+            while let Some((seed, run)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                one.run(run, *seed)?;
             }
-        }
-        let folder = one.folder();
+            Ok(())
+        };
+        side_by_side(plan, shares, device, choice, work)?;
+        let folder = store::dataset_dir(&plan.out, plan.preset_id, plan.profile.name(), &set.spec().id);
         let summary = report::write_all(&folder, &methods::paper_name)?;
         let _ = writeln!(text, "{}", summary.text);
         let _ = writeln!(text, "report: {}\n", folder.join("report.html").display());
@@ -233,6 +246,29 @@ pub fn run(plan: &Plan, device: &Device) -> Result<String> {
     progress.finish();
     report::write_index(&plan.out.join(format!("{}-{}", plan.preset_id, plan.profile.name())), &methods::paper_name)?;
     Ok(text)
+}
+
+/// Works with each share, the first on this thread and `device`, every other one on a thread and a device (a stream of the
+/// same GPU) of its own. An error stops the others as Ctrl-C does, and is what is returned.
+fn side_by_side<T: Send>(
+    plan: &Plan,
+    mut shares: Vec<T>,
+    device: &Device,
+    choice: Choice,
+    work: impl Fn(&Device, T) -> Result<()> + Sync,
+) -> Result<()> {
+    let first = shares.pop();
+    let stopping = |done: Result<()>| done.inspect_err(|_| plan.stop.store(true, Ordering::Relaxed));
+    let own = |share| stopping(choice.open().and_then(|device| work(&device, share)));
+    let all: Vec<Result<()>> = std::thread::scope(|scope| {
+        let others: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| own(share))).collect();
+        let here = first.map_or(Ok(()), |share| stopping(work(device, share)));
+        let lost = |_| Err(Error::Device { op: "bench", why: "a job panicked".into() });
+        std::iter::once(here).chain(others.into_iter().map(|job| job.join().unwrap_or_else(lost))).collect()
+    });
+    let (stopped, failed): (Vec<_>, Vec<_>) =
+        all.into_iter().filter_map(Result::err).partition(|e| matches!(e, Error::Interrupted { .. }));
+    failed.into_iter().chain(stopped).next().map_or(Ok(()), Err)
 }
 
 /// One data set's part of a plan.

@@ -443,6 +443,17 @@ pub fn read_run(path: &Path) -> Result<Run> {
     Ok(Run { path: path.to_path_buf(), manifest, rounds, picks, timing })
 }
 
+/// The model of a run after its last finished round, checked against its sum; as [`read_run`], without a lock.
+pub fn read_model(path: &Path) -> Result<Vec<u8>> {
+    let file = path.join(MODEL);
+    let state = read_json::<State>(path, STATE)?;
+    let bytes = fs::read(&file).map_err(|e| Error::io(&file, &e))?;
+    match state.and_then(|s| s.model) {
+        Some(want) if want == sha256(&bytes) => Ok(bytes),
+        _ => Err(altered(file, "is not the model that state.json names")),
+    }
+}
+
 impl Manifest {
     /// Everything results depend on, as dotted keys in a fixed order.
     fn flat(&self) -> BTreeMap<String, String> {

@@ -8,12 +8,12 @@ use clap::Args;
 use super::{DataDirArg, misuse, profile_of, set_threads, watch_ctrl_c, watch_save};
 use crate::bench::config::{self, Preset};
 use crate::bench::runner::{self, Plan, Verbosity};
-use crate::bench::training;
+use crate::bench::{study, training};
 use crate::data::{self, DataDir};
 use crate::device::Choice;
 use crate::methods::{self, Kind, METHODS};
 use crate::train::TrainerKind;
-use crate::{Error, report};
+use crate::{Error, names, report};
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -36,6 +36,9 @@ pub struct BenchArgs {
     /// Ctrl-C and SIGTERM save it and stop
     #[arg(long, value_name = "SECONDS", default_value_t = 180.0)]
     save_every: f64,
+    /// Runs side by side, each on a stream of its own; never changes a result
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -64,6 +67,21 @@ pub struct TrainArgs {
     /// Also write steps.jsonl: loss and images of every step, in order
     #[arg(long)]
     log_steps: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    dalcore study selection -d mnist --preset paper --profile repro\n  \
+    dalcore study selection --seeds 5\n\n\
+    selection: what the four methods that MixMatch trains pick from the same model (2 % labelled, 1 % picked): diversity,\n\
+    uncertainty and inconsistency of the picks, and the accuracy they lead to. Writes selection.csv, figure2.svg (the\n\
+    numbers) and figure3.svg (the picks among the pool, on its first two principal components) beside the runs.")]
+pub struct StudyArgs {
+    /// selection
+    #[arg(value_name = "STUDY")]
+    study: String,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 /// What all experiments have in common.
@@ -154,12 +172,31 @@ pub fn bench(args: &BenchArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     let trainer = args.trainer.as_deref().or(file.trainer.as_deref()).map(TrainerKind::find).transpose()?;
     let every = seconds(args.save_every)?;
     let (plan, device) = plan_of(&args.run, file, entries, verbosity)?;
-    let plan = Plan { trainer, every, ..plan };
+    let plan = Plan { trainer, every, jobs: args.jobs, ..plan };
     if args.run.dry_run {
         print!("{}", runner::describe(&plan, &device.open()?)?);
         return Ok(());
     }
-    print!("{}", runner::run(&plan, &device.open()?)?);
+    print!("{}", runner::run(&plan, device)?);
+    Ok(())
+}
+
+pub fn study(args: &StudyArgs, verbosity: Verbosity) -> anyhow::Result<()> {
+    if args.study != "selection" {
+        return Err(names::unknown("study", &args.study, ["selection"].into_iter()).into());
+    }
+    let file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    let methods = study::METHODS.iter().map(|id| methods::find(id)).collect::<Result<Vec<_>, _>>()?;
+    let (mut plan, device) = plan_of(&args.run, file, methods, verbosity)?;
+    plan.out = plan.out.join("study-selection");
+    // Whatever the user set comes after.
+    let budget = study::BUDGET.iter().map(|(key, v)| (key.to_string(), toml::Value::Float(*v)));
+    plan.settings = budget.chain(plan.settings).collect();
+    let text = match args.run.dry_run {
+        true => runner::describe(&plan, &device.open()?)?,
+        false => study::run(&plan, device)?,
+    };
+    print!("{text}");
     Ok(())
 }
 
@@ -239,7 +276,8 @@ fn plan_of(
         stop,
         save: watch_save()?,
         trainer: None,
-        every: Duration::MAX,
+        jobs: 1,
+        every: Duration::from_secs(180),
     };
     Ok((plan, device))
 }

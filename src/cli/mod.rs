@@ -24,7 +24,7 @@ use crate::methods::METHODS;
 use crate::{Error, device, pick};
 use data::DataCommand;
 use embed::EmbedArgs;
-use experiment::{BenchArgs, TrainArgs};
+use experiment::{BenchArgs, StudyArgs, TrainArgs};
 use label::LabelCommand;
 use select::SelectArgs;
 
@@ -54,6 +54,8 @@ struct Cli {
 enum Command {
     /// Run methods on data sets round by round and compare them with random sampling (resumable)
     Bench(Box<BenchArgs>),
+    /// Compare what methods pick from the same model: figures 2 and 3 of the paper (resumable)
+    Study(Box<StudyArgs>),
     /// Train on all labels of a data set and keep model, curve and accuracy (resumable)
     Train(Box<TrainArgs>),
     /// Run a trained network over images and write embeddings, probabilities or logits
@@ -133,6 +135,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     };
     match &cli.command {
         Command::Bench(args) => experiment::bench(args, verbosity),
+        Command::Study(args) => experiment::study(args, verbosity),
         Command::Train(args) => experiment::train(args, verbosity),
         Command::Embed(args) => embed::embed(args, verbosity),
         Command::Select(args) => select::select(args, cli.quiet),

@@ -23,19 +23,25 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     }
     shape[0] = starts[parts.len()];
     let mut y = parts[0].stale_like(shape)?;
-    let (device, mut at) = (y.device().clone(), 0);
-    on_real!(op, parts[0], T => {
-        let y = y.buf_mut::<T>(op)?;
-        for p in parts {
-            copy_into(y, at, p.buf::<T>(op)?, &device)?;
-            at += p.len();
-        }
-        Ok(())
-    })?;
+    match y.dtype() {
+        Dtype::Bf16 => stack::<half::bf16>(op, &mut y, parts)?,
+        _ => on_real!(op, parts[0], T => stack::<T>(op, &mut y, parts))?,
+    }
     Ok(y.with_grad(op, parts, move |dy, need| {
         let part = |i: usize| slice_rows(&dy.detach(), starts[i], starts[i + 1] - starts[i]);
         (0..starts.len() - 1).map(|i| need.then(i, || part(i))).collect()
     }))
+}
+
+/// One part behind the other.
+fn stack<T: Elem>(op: &'static str, y: &mut Tensor, parts: &[&Tensor]) -> Result<()> {
+    let (device, mut at) = (y.device().clone(), 0);
+    let y = y.buf_mut::<T>(op)?;
+    for p in parts {
+        copy_into(y, at, p.buf::<T>(op)?, &device)?;
+        at += p.len();
+    }
+    Ok(())
 }
 
 /// The rows at .. at + len of x (N, …), any element type: (len, …). Free of copies where the first one lies on 16 bytes,

@@ -2,7 +2,6 @@
 
 use super::Inputs;
 use crate::Result;
-use crate::arrays::Source;
 
 /// Rows that the components are computed from, evenly spaced over the pool.
 const SAMPLE: usize = 4096;
@@ -30,15 +29,16 @@ pub fn map(inputs: &Inputs, labelled: &[u32], picked: &[u32]) -> Result<Map> {
     inputs.fits("the map of the pool", &[("sampled rows", 4 * (all.len() * d) as u64), ("dots", 24 * DOTS as u64)])?;
     let mut x = vec![0.0f32; all.len() * d];
     source.rows(&all, d, &mut x)?;
-    let (mean, axes, share) = components(&x, d);
+    let plane = Plane::of(&x, d);
     let place = |ids: &mut dyn Iterator<Item = u32>| -> Result<Vec<[f32; 2]>> {
-        ids.map(|id| project(source, id, d, &mean, &axes)).collect()
+        let mut row = vec![0.0f32; d];
+        ids.map(|id| source.rows(&[id], d, &mut row).map(|()| plane.place(&row))).collect()
     };
     Ok(Map {
         pool: place(&mut spaced(n, DOTS).map(|i| i as u32))?,
         labelled: place(&mut spaced(labelled.len(), DOTS).map(|i| labelled[i]))?,
         picked: place(&mut spaced(picked.len(), DOTS).map(|i| picked[i]))?,
-        share,
+        share: plane.share,
     })
 }
 
@@ -48,13 +48,28 @@ fn spaced(n: usize, most: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |i| (i as u128 * n as u128 / count as u128) as usize)
 }
 
-fn project(source: &Source, id: u32, d: usize, mean: &[f64], axes: &[Vec<f64>; 2]) -> Result<[f32; 2]> {
-    let mut row = vec![0.0f32; d];
-    source.rows(&[id], d, &mut row)?;
-    Ok([0, 1].map(|a| {
-        let terms = row.iter().zip(mean).zip(&axes[a]);
-        terms.map(|((x, m), w)| (f64::from(*x) - m) * w).sum::<f64>() as f32
-    }))
+/// The plane of the first two principal components.
+pub struct Plane {
+    mean: Vec<f64>,
+    axes: [Vec<f64>; 2],
+    /// Share of the variance along each.
+    pub share: [f64; 2],
+}
+
+impl Plane {
+    /// That of the rows x (N, d).
+    pub fn of(x: &[f32], d: usize) -> Plane {
+        let (mean, axes, share) = components(x, d);
+        Plane { mean, axes, share }
+    }
+
+    /// Where a row lies on it.
+    pub fn place(&self, row: &[f32]) -> [f32; 2] {
+        self.axes.each_ref().map(|axis| {
+            let terms = row.iter().zip(&self.mean).zip(axis);
+            terms.map(|((x, m), w)| (f64::from(*x) - m) * w).sum::<f64>() as f32
+        })
+    }
 }
 
 /// Mean, the two directions of largest variance (of length 1, or 0 where there is none), their shares. Power iteration

@@ -14,7 +14,7 @@ mod rules;
 pub use coverage::coverage;
 pub(crate) use ids::text;
 pub use ids::{Names, read_ids};
-pub use map::{Map, map};
+pub use map::{Map, Plane, map};
 pub use output::{Format, publish, refuse_existing};
 pub use rules::{RULES, Rule, find, note, usable};
 

@@ -14,10 +14,11 @@ pub mod figure;
 pub mod html;
 pub mod picks;
 pub mod published;
+pub mod study;
 pub mod table;
 
 use crate::bench::metrics::{self, Rule, Stat};
-use crate::bench::store::{self, Manifest, Run};
+use crate::bench::store::{self, Manifest, RoundRecord, Run};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -216,21 +217,27 @@ impl Results {
                 None => by_method.push((&run.manifest.method, vec![run])),
             }
         }
-        let random = by_method.iter().find(|(id, _)| *id == REFERENCE).map_or(vec![], |(_, of)| of.clone());
+        let random = by_method.iter().find(|(id, _)| *id == REFERENCE).map_or(vec![], |(_, of)| sound(of, rule));
         let mean =
             |of: &[&Run], f: &dyn Fn(&Run) -> Option<f64>| metrics::stat(of.iter().map(|r| f(r))).map(|s| s.mean);
-        let row = |(id, of): &(&str, Vec<&Run>)| Row {
-            id: id.to_string(),
-            name: name_of(id),
-            seeds: of.iter().map(|r| r.manifest.seed).collect(),
-            curve: metrics::mean_curve(of, rule),
-            api: metrics::api_over_seeds(of, &random, rule),
-            published: published::api(id, &first.dataset).filter(|_| first.preset == "paper"),
-            selection: mean(of, &|r| metrics::seconds(r, |t| t.selection_s)),
-            training: mean(of, &|r| metrics::seconds(r, |t| t.training_s)),
-            evaluation: mean(of, &|r| metrics::seconds(r, |t| t.evaluation_s)),
-            cost: mean(of, &|r| metrics::cost(r, rule)),
-            cost_ratio: metrics::cost_ratio(of, &random, rule),
+        let row = |(id, all): &(&str, Vec<&Run>)| {
+            let of = &sound(all, rule);
+            Row {
+                id: id.to_string(),
+                name: name_of(id),
+                seeds: all.iter().map(|r| r.manifest.seed).collect(),
+                curve: match of.as_slice() {
+                    [] => vec![None; first.targets.len()],
+                    of => metrics::mean_curve(of, rule),
+                },
+                api: metrics::api_over_seeds(of, &random, rule),
+                published: published::api(id, &first.dataset).filter(|_| first.preset == "paper"),
+                selection: mean(of, &|r| metrics::seconds(r, |t| t.selection_s)),
+                training: mean(of, &|r| metrics::seconds(r, |t| t.training_s)),
+                evaluation: mean(of, &|r| metrics::seconds(r, |t| t.evaluation_s)),
+                cost: mean(of, &|r| metrics::cost(r, rule)),
+                cost_ratio: metrics::cost_ratio(of, &random, rule),
+            }
         };
         let rows: Vec<Row> = by_method.iter().map(row).collect();
         remarks(&runs, &random, rule, name_of, &mut notes);
@@ -493,6 +500,17 @@ fn label(m: &Manifest, name_of: NameOf) -> String {
     format!("{}, seed {}", name_of(&m.method), m.seed)
 }
 
+/// The runs that learned something. One that did not says nothing about its method: it is named, and no mean has it.
+fn sound<'a>(runs: &[&'a Run], rule: Rule) -> Vec<&'a Run> {
+    runs.iter().copied().filter(|r| at_chance(r, rule).is_none()).collect()
+}
+
+/// The first round whose model guesses.
+fn at_chance(run: &Run, rule: Rule) -> Option<&RoundRecord> {
+    let chance = published::chance(&run.manifest.dataset)?;
+    run.rounds.iter().find(|r| rule.accuracy(r).is_some_and(|a| a <= chance + 0.005))
+}
+
 /// What the numbers do not show by themselves.
 fn remarks(runs: &[Run], random: &[&Run], rule: Rule, name_of: NameOf, notes: &mut Vec<String>) {
     for run in runs {
@@ -507,12 +525,9 @@ fn remarks(runs: &[Run], random: &[&Run], rule: Rule, name_of: NameOf, notes: &m
         if run.timing.len() < done {
             notes.push(format!("{}: the seconds of {} rounds are lost.", label(m, name_of), done - run.timing.len()));
         }
-        let at_chance = |r: &&crate::bench::store::RoundRecord| {
-            published::chance(&m.dataset).zip(rule.accuracy(r)).is_some_and(|(chance, a)| a <= chance + 0.005)
-        };
-        if let Some(r) = run.rounds.iter().find(at_chance) {
+        if let Some(r) = at_chance(run, rule) {
             notes.push(format!(
-                "{} diverged: in round {} it is at chance ({} %). It is part of the means.",
+                "{} diverged: in round {} it is at chance ({} %). The means are without this run.",
                 label(m, name_of),
                 r.round,
                 table::percent(rule.accuracy(r))

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::{Device, roofline};
-use dalcore::ops::{self, AdamRule, McRule, Pool, View};
+use dalcore::ops::{self, AdamRule, McRule, Mixtures, Pool, SgdEmaRule, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Dtype, Tensor};
 
@@ -28,6 +28,8 @@ pub fn all() {
     scores(&devices);
     passes(&devices);
     optimizer(&devices);
+    averaged_optimizer(&devices);
+    mixtures(&devices);
     rows_of_zeros(&devices);
     moments(&devices);
     noise_of_a_step(&devices);
@@ -173,6 +175,80 @@ fn optimizer(devices: &[Device; 2]) {
     let tolerance = |_: f64| 3.0 * 8.0 * 2f64.powi(-24);
     assert_close("weights", &got.0, &want.0, tolerance);
     assert_close("velocities", &got.1, &want.1, tolerance);
+}
+
+/// SGD with an average and two kinds of decay, on a number of elements that four does not divide.
+fn averaged_optimizer(devices: &[Device; 2]) {
+    let n = 1003;
+    let run = |d: &Device| {
+        let clock = Clock::new(d).unwrap();
+        clock.start(0, 0, 0.05).unwrap();
+        let buf = |lane| Buf::from_host(d, &noise(n, lane)).unwrap();
+        let (mut w, mut v, mut average) = (buf(2), buf(3), buf(5));
+        let mut g = noise(n, 4);
+        g[7] = f32::NAN; // stays one
+        let g = Buf::from_host(d, &g).unwrap();
+        let kernels: Vec<u8> = (0..n).map(|i| u8::from(i % 3 == 0)).collect();
+        let kernels = Buf::from_host(d, &kernels).unwrap();
+        let rule = SgdEmaRule { momentum: 0.9, decay: 5e-4, ema: 0.9, shrink: 0.5 };
+        for _ in 0..2 {
+            ops::sgd_ema_step(&mut w, &mut v, &mut average, &g, &kernels, &clock, d, rule).unwrap();
+        }
+        ops::shrink_step(&mut v, &clock, d, 0.5).unwrap();
+        [w, v, average].map(|b| f64s(&b.to_host().unwrap()))
+    };
+    let (got, want) = (run(&devices[1]), run(&devices[0]));
+    for ((name, got), want) in ["weights", "velocities", "averages"].iter().zip(&got).zip(&want) {
+        // As above, and a fourth rounding for the decay.
+        assert_close(name, got, want, |_| 4.0 * 8.0 * 2f64.powi(-24));
+        assert!(got[7].is_nan());
+    }
+}
+
+/// Guesses, margins of two views, and the second step's mixtures of images and targets, with one share for all rows and
+/// with one for each; a step beyond the last is NaN.
+fn mixtures(devices: &[Device; 2]) {
+    let (batch, c) = (7, 43);
+    let run = |d: &Device, each: bool, bf16: bool| {
+        let logits = |lane| Tensor::new(d, [batch, c], &noise(batch * c, lane)).unwrap();
+        let (a, b) = (logits(20), logits(21));
+        let q = ops::guess(&a, &b, 0.5).unwrap();
+        let margins = ops::margin_of_mean(&a, &b).unwrap().to_f64().unwrap();
+        let image = |lane| {
+            let x = Tensor::new(d, [batch, 3, 2, 5], &noise(batch * 30, lane)).unwrap();
+            ops::cast(&x, if bf16 { Dtype::Bf16 } else { Dtype::F32 }).unwrap()
+        };
+        let [x, u, v] = [22, 23, 24].map(image);
+        let rows = 3 * batch as u32;
+        let partners: Vec<u32> = (0..2 * rows).map(|i| (i * 5 + i / rows) % rows).collect();
+        let shares: Vec<f32> = (0..if each { 2 * rows } else { 2 }).map(|i| 0.5 + 0.01 * i as f32).collect();
+        let mixtures = Mixtures {
+            partners: Tensor::new(d, [partners.len()], &partners).unwrap(),
+            shares: Tensor::new(d, [shares.len()], &shares).unwrap(),
+        };
+        let clock = Clock::new(d).unwrap();
+        clock.advance(batch).unwrap();
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i * i % c as u32).collect();
+        let labels = Tensor::new(d, [batch], &labels).unwrap();
+        let targets = ops::mix_targets(&labels, &q, &mixtures, &clock).unwrap().to_f64().unwrap();
+        let mix = || ops::cast(&ops::mix_images([&x, &u, &v], &mixtures, &clock)?, Dtype::F32)?.to_f64();
+        let images = mix().unwrap();
+        clock.advance(batch).unwrap();
+        match d {
+            Device::Cpu => assert!(mix().is_err()),
+            Device::Cuda(_) => assert!(mix().unwrap().iter().all(|v| v.is_nan())),
+        }
+        [q.to_f64().unwrap(), margins, targets, images]
+    };
+    for (each, bf16) in [(false, false), (true, false), (true, true)] {
+        let (got, want) = (run(&devices[1], each, bf16), run(&devices[0], each, bf16));
+        // Sums of 43 exponentials, and a power that doubles their error; numbers below 4, in bf16 rounded to 2^-9.
+        for ((name, got), want) in ["guesses", "margins", "targets"].iter().zip(&got).zip(&want) {
+            assert_close(name, got, want, |_| 100.0 * 4.0 * 2f64.powi(-24));
+        }
+        let unit = if bf16 { 2f64.powi(-8) } else { 3.0 * 2f64.powi(-24) };
+        assert_close("images", &got[3], &want[3], |_| 4.0 * unit);
+    }
 }
 
 /// A row of zeros among others, and a window that starts anywhere: the same on both devices.

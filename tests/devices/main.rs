@@ -18,7 +18,7 @@ fn cuda_agrees_with_the_cpu() {
     if common::cuda(0).is_none() {
         return;
     }
-    let parts: [(&str, fn()); 19] = [
+    let parts: [(&str, fn()); 21] = [
         ("small cases", cases::small),
         ("large cases", cases::large),
         ("small cases in bf16", cases::small_rounded),
@@ -30,6 +30,8 @@ fn cuda_agrees_with_the_cpu() {
         ("learning loss", training::learning_loss),
         ("a critic", training::critic),
         ("a graph network", training::graph_network),
+        ("mixmatch", training::mixmatch),
+        ("mixmatch with batch normalisation", training::mixmatch_normalised),
         ("batch normalisation in a step", training::resnet),
         ("a variational step", training::variational),
         ("an auto-encoder against a discriminator", training::adversarial),

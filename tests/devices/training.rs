@@ -13,11 +13,14 @@ use dalcore::methods::{Method, Round, gcn};
 use dalcore::nn::resnet::ResNet18;
 use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Layout, Mode, Net, Precision};
-use dalcore::ops::{self, AdamRule, Conv, View};
+use dalcore::ops::{self, AdamRule, Conv, Mixtures, Rise, View};
 use dalcore::optim::{Adam, Sgd};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Tensor};
-use dalcore::train::{Adversarial, DeviceData, Evaluator, Fit, Game, Kl, Model, Pass, Trainer, extract, sweep};
+use dalcore::train::{
+    Adversarial, DeviceData, Evaluator, Fit, Forget, Game, Kl, Learner, MixMatch, Model, Pass, Recipe, Ssl, Trainer,
+    extract, sweep,
+};
 
 use crate::common::{assert_close, cuda, scale};
 
@@ -116,6 +119,79 @@ pub fn critic() {
     };
     // As `resnet_alike`, with normalisations over 64 values of the last maps and over 32 in the second step.
     alike(run, [1e-4, 1e-3, 1e-4]);
+}
+
+/// A third labelled, the rest by their guesses: an epoch of six steps of three times 8 images.
+pub fn mixmatch() {
+    let ssl = Ssl { lr: 0.05, ramp: 4.0, ema: 0.8, ..Ssl::default() };
+    let run = |precision| {
+        move |device: &Device, graphs: bool| {
+            fit_by(device, graphs, precision, |t, labelled| {
+                let how = Some(MixMatch { ssl: &ssl, keep: &Forget });
+                let Trainer { data, recipe, eval_batch, graphs, seed, on_epoch, check, .. } = *t;
+                let recipe = &Recipe { epochs: 1, batch: 8, ..recipe.clone() };
+                let trainer = Trainer { data, recipe, eval_batch, graphs, seed, on_epoch, check, mixmatch: how };
+                trainer.fit(2, &labelled[..18]).unwrap()
+            })
+        }
+    };
+    // As for eight steps of supervised training; up to fifty times the squared error adds its share of rounding.
+    alike(run(Precision::F32), [5e-4, 2e-3, 5e-4]);
+    alike(run(Precision::Bf16), [2e-3, 5e-2, 1e-2]);
+}
+
+/// Two steps of a narrow ResNet-18, whose five passes normalise by their own batches: eager and replayed the same bytes, and
+/// the CPU's numbers, averages and running statistics included.
+pub fn mixmatch_normalised() {
+    const BATCH: usize = 4;
+    let run = |d: &Device, graphs: bool| {
+        let root = Rng::new(5);
+        let fresh = || {
+            let mut layout = Layout::default();
+            let net = Box::new(ResNet18::new(&mut layout, 2, [32, 3], 5).unwrap());
+            Model { net, params: layout.init(d, root.at(Purpose::Init, 0, 0)).unwrap(), classes: 5 }
+        };
+        let ssl = Ssl { ema: 0.5, per_sample: true, shrink_everything: true, ..Ssl::default() };
+        let mut learner = Learner::new(fresh(), fresh(), ssl, 0.9).unwrap();
+        let clock = Rc::new(Clock::new(d).unwrap());
+        clock.start(0, 3, 0.05).unwrap();
+        let images = [0, 1, 2].map(|lane| {
+            let x: Vec<f32> = (0..(BATCH * 3072) as u64).map(|e| 2.0 * root.lane(lane).uniform(e) - 1.0).collect();
+            Tensor::new(d, [BATCH, 32, 32, 3], &x).unwrap()
+        });
+        let [x, u, v] = &images;
+        let labels = Tensor::new(d, [BATCH], &[0u32, 4, 3, 3]).unwrap();
+        let rows = 3 * BATCH as u32;
+        let partners: Vec<u32> = (0..3 * rows).map(|i| (i * 5 + 2) % rows).collect();
+        let shares: Vec<f32> = (0..3 * rows).map(|i| 0.5 + 0.01 * i as f32).collect();
+        let mixtures = Mixtures {
+            partners: Tensor::new(d, [partners.len()], &partners).unwrap(),
+            shares: Tensor::new(d, [shares.len()], &shares).unwrap(),
+        };
+        let rise = Rise { most: 20.0, ramp: 6.0, steps: 3 };
+        let mut losses: Buf<f32> = Buf::zeros(d, 3).unwrap();
+        let mut replay = Replay::new(graphs);
+        for _ in 0..3 {
+            replay
+                .run(d, || {
+                    let dropout = root.at(Purpose::Dropout, 0, 0);
+                    let loss = learner.step([x, u, v], &labels, &mixtures, rise, dropout, &clock)?;
+                    ops::write_loss(&mut losses, &loss, &clock)?;
+                    clock.advance(BATCH)
+                })
+                .unwrap();
+        }
+        let of = |m: &Model| m.params.to_host().unwrap().into_iter().flat_map(|(_, v)| v).map(f64::from).collect();
+        let [model, average]: [Vec<f64>; 2] = [of(&learner.model), of(&learner.average)];
+        (model, average, losses.to_host().unwrap().into_iter().map(f64::from).collect::<Vec<_>>())
+    };
+    let Some(s) = cuda(0) else { return };
+    let (eager, host) = (run(&s.device, false), run(&Device::Cpu, true));
+    assert_eq!(eager, run(&s.device, true), "replaying a graph changes the bytes");
+    // As for three supervised steps; the last maps are normalised over 64 values.
+    assert_close("parameters and statistics", &eager.0, &host.0, |_| 2e-4 * scale(&host.0));
+    assert_close("their averages", &eager.1, &host.1, |_| 2e-4 * scale(&host.1));
+    assert_close("losses", &eager.2, &host.2, |w| 1e-3 * w);
 }
 
 /// A graph network after some steps: eager and replayed the same bytes, and the CPU's numbers.
