@@ -563,7 +563,7 @@ fn waal_worked_example() {
     let p = [1.0f32 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.9, 0.05, 0.05];
     let logits = Tensor::new(&Device::Cpu, [2, 3], &p.map(f32::ln)).unwrap();
     let verdicts = Tensor::new(&Device::Cpu, [2, 1], &[0.2f32, 0.5]).unwrap();
-    for (weight, want) in [(0.0, [2.599345f32, 5.167370]), (10.0, [0.599345, 0.167370])] {
+    for (weight, want) in [(0.0, [2.599_345, 5.167_37]), (10.0, [0.599_345, 0.167_37])] {
         let scores = ops::uniform_scores(&logits, &verdicts, weight).unwrap().to_vec::<f32>().unwrap();
         assert!(scores.iter().zip(want).all(|(s, w)| (s - w).abs() < 2e-6), "{scores:?} {want:?}");
     }

@@ -221,7 +221,9 @@ pub fn run(plan: &Plan, choice: Choice) -> Result<String> {
         let next = AtomicUsize::new(0);
         let jobs = plan.jobs.clamp(1, tasks.len().max(1));
         // Each job drops its share once the images are on its device.
-        let shares = vec![Arc::new(host); jobs];
+        let host = Arc::new(host);
+        let shares: Vec<_> = (0..jobs).map(|_| host.clone()).collect();
+        drop(host);
         let work = |device: &Device, host: Arc<Cow<Dataset>>| -> Result<()> {
             let one = Experiment {
                 plan,

@@ -189,7 +189,7 @@ mod tests {
             let clusters: Vec<u32> = (0..n as u64).map(|i| Rng::new(2).u32(i) % groups * 2).collect();
             for every in [1, 3, n + 1] {
                 let candidates: Vec<u32> =
-                    (0..n as u32).filter(|i| (*i as usize + 1) % every != 0 || every == 1).collect();
+                    (0..n as u32).filter(|i| !(*i as usize + 1).is_multiple_of(every) || every == 1).collect();
                 for (k, neighbours) in [(1, 1), (7, 20), (n, 31), (n + 5, 3)] {
                     let got = typical(&x, &clusters, &candidates, k, neighbours).unwrap();
                     let want = brute(&x, &clusters, &candidates, k, neighbours);

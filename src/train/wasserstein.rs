@@ -263,7 +263,7 @@ impl Duel {
 }
 
 fn diverged(half: usize, loss: f32, round: u32, epoch: u32, rate: f64) -> Error {
-    let of = if half % 2 == 0 { "network" } else { "critic" };
+    let of = if half.is_multiple_of(2) { "network" } else { "critic" };
     Error::NonFinite {
         what: format!(
             "waal: the loss of the {of} became {loss} in round {round}, epoch {epoch}, step {}; lower the learning rate \
