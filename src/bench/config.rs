@@ -428,6 +428,10 @@ mod tests {
         assert!(e.contains("train.epochs"), "{e}");
         assert!(set("train.epochs=1000001").is_err() && set("train.batch=0").is_err());
         assert!(parse_setting("train.lr").is_err());
+        for bad in ["alpha=0", "alpha=-1", "lambda_u=-1", "ema=1", "temperature=0", "lr=nan", "shrink=100", "ramp=-1"] {
+            let e = set(&format!("ssl.{bad}")).unwrap_err();
+            assert!(e.is_misuse() && e.to_string().contains("ssl."), "{bad}: {e}");
+        }
         let zero = base("quick", Profile::Clean).with(&[parse_setting("budget.start=0").unwrap()]).unwrap();
         assert!(zero.budget.targets(100).unwrap_err().to_string().contains("budget.start"));
     }

@@ -29,9 +29,9 @@ pub struct Options {
 const METHOD: &str = "fully-supervised";
 
 fn config_of(plan: &Plan, set: &data::Source) -> Result<Config> {
-    let other = plan.settings.iter().find(|(key, _)| key.split('.').next() == Some("budget"));
+    let other = plan.settings.iter().find(|(key, _)| ["budget", "ssl"].contains(&key.split('.').next().unwrap_or("")));
     if let Some((key, _)) = other {
-        let why = "training uses the whole training split; budgets belong to dalcore bench";
+        let why = "training uses the whole training split with its labels; budgets and ssl belong to dalcore bench";
         return Err(Error::Config { key: format!("setting {key}"), why: why.into() });
     }
     Config::base(set.spec(), &plan.preset, plan.profile).with(&plan.settings)

@@ -202,7 +202,9 @@ pub fn study(args: &StudyArgs, verbosity: Verbosity) -> anyhow::Result<()> {
 
 pub fn train(args: &TrainArgs, verbosity: Verbosity) -> anyhow::Result<()> {
     let mut file = args.run.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-    file.settings.remove("budget"); // a file may be shared with bench
+    for table in ["budget", "ssl"] {
+        file.settings.remove(table); // a file may be shared with bench
+    }
     // One seed unless more are asked for.
     let seeds = args.run.seeds.or(file.seeds).unwrap_or(1);
     file.seeds = Some(seeds);
