@@ -152,7 +152,7 @@ mod tests {
                 let q = quotas(&sizes, n, case % 2 == 0);
                 assert_eq!(q.iter().sum::<usize>(), n);
                 for (q, size) in q.iter().zip(&sizes) {
-                    let floor = n * size / all;
+                    let floor = n * size / all.max(1);
                     assert!(*q <= *size && *q >= floor && *q <= floor + 1, "{sizes:?}, {n}");
                 }
             }
