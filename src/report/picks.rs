@@ -105,7 +105,7 @@ fn listed(p: &Page) -> Table {
 }
 
 /// Dots and bars of what was not picked.
-const POOL: RGBColor = RGBColor(0xB4, 0xB4, 0xB0);
+pub(super) const POOL: RGBColor = RGBColor(0xB4, 0xB4, 0xB0);
 
 fn figure(label: &str, draw: impl Fn(&mut String) -> Result<(), Failure>) -> Result<String> {
     let mut svg = String::new();

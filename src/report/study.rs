@@ -3,12 +3,10 @@
 use plotters::prelude::*;
 
 use super::figure::{Chart, Failure, INK, PALETTE, bounds, frame};
+use super::picks::POOL;
 use crate::bench::study::{Places, Selected};
 use crate::methods::paper_name;
 use crate::{Error, Result};
-
-/// Dots of what was not picked.
-const POOL: RGBColor = RGBColor(0xB4, 0xB4, 0xB0);
 
 fn drawn(name: &str, draw: impl Fn(&mut String) -> Result<(), Failure>) -> Result<String> {
     let mut svg = String::new();
