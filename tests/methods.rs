@@ -8,7 +8,7 @@ use dalcore::bench::config::{Config, Preset, Profile, parse_setting};
 use dalcore::clock::Clock;
 use dalcore::data::{Dataset, Pool, PoolIdx, synthetic};
 use dalcore::device::Device;
-use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks};
+use dalcore::methods::{Entry, METHODS, Method, Query, Round, check_picks, gcn};
 use dalcore::nn::critic::Critic;
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::losshead::LossHead;
@@ -16,7 +16,7 @@ use dalcore::nn::vae::Sizes;
 use dalcore::nn::{Ctx, Dropout, Layout, Net, checkpoint};
 use dalcore::ops::{self, AdamRule, View};
 use dalcore::rng::{Purpose, Rng, lane_of};
-use dalcore::select::{Stops, kmeans, max_cover, purity_radius};
+use dalcore::select::{Stops, kcenter, kmeans, max_cover, purity_radius};
 use dalcore::tensor::{Buf, Tensor};
 use dalcore::train::{Adversarial, DeviceData, Duel, Fit, Game, Kl, Model, Pass, Recipe, Sign, Stakes, Trainer, sweep};
 use dalcore::{Error, Result};
@@ -411,6 +411,31 @@ fn settings_and_state_have_an_effect() {
     let (alone, score) = (picks(&s), !s.config.core_gcn.append_score);
     s.config.core_gcn.append_score = score;
     assert_ne!(picks(&s), alone);
+}
+
+/// CoreGCN starts from every labelled node: with two of them, its picks are those of k-center from both, and other ones
+/// without either.
+#[test]
+fn core_gcn_starts_from_all_that_is_labelled() {
+    let s = scene();
+    let model = s.model(&mut *(entry("random").make)(&s.config));
+    let mut pool = Pool::new(dataset().train.labels.as_slice().into()).unwrap();
+    let start = pool.start_set(Rng::new(10), 2).unwrap();
+    pool.reveal(&start).unwrap();
+    let (trainer, rng) = (s.trainer(64), Rng::new(3));
+    let q = Query::new(&pool, &trainer, &model, &s.view, 1, rng);
+    let picks = (entry("core-gcn").make)(&s.config).select(&q, 60).unwrap();
+    let nodes = ops::concat_rows(&[q.features().unwrap(), q.labelled_features().unwrap()]).unwrap();
+    let rng = Rng::new(10).at(Purpose::Gcn, 1, 0);
+    let training = s.config.core_gcn.train;
+    let [hidden, _] = gcn::learn(&nodes, POOL - 2, &training, rng, true, &|| Ok(())).unwrap();
+    let (m, candidates) = (POOL as u32 - 2, (0..POOL as u32 - 2).collect::<Vec<_>>());
+    let from = |rows: &[u32]| {
+        let found = kcenter(&hidden, rows, &candidates, 60).unwrap().ids;
+        found.into_iter().map(|row| q.unlabelled()[row as usize]).collect::<Vec<_>>()
+    };
+    assert_eq!(picks, from(&[m, m + 1]));
+    assert!(picks != from(&[m]) && picks != from(&[m + 1]));
 }
 
 /// The largest predictions first; as in the reference code, the smallest of predictions that belong to other examples.

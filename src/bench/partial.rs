@@ -133,3 +133,78 @@ impl Keep for Keeper<'_> {
         (self.check)()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::store::tests::manifest;
+
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("dalcore-partial-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// A state counts for its round and its configuration, and whole; a round that ended leaves none.
+    #[test]
+    fn a_state_of_something_else_is_as_good_as_none() {
+        let (folder, manifest) = (scratch("else"), manifest());
+        let open = |round, manifest: &Manifest| Partial::open(&folder, round, manifest).unwrap();
+        let round = Round { picks: vec![3, 1], selection_s: 0.5, method_state: serde_json::json!({"sum": 1}) };
+        let mut first = open(2, &manifest);
+        assert!(first.begun().is_none() && first.state.is_none());
+        first.begin(round.clone());
+        first.write(b"one\ntwo").unwrap();
+        let again = open(2, &manifest);
+        assert_eq!((again.begun(), again.state.as_deref()), (Some(&round), Some(&b"one\ntwo"[..])));
+        let none = |p: Partial| p.begun().is_none() && p.state.is_none();
+        assert!(none(open(1, &manifest)), "another round");
+        let other = Manifest { config: serde_json::json!({"train": {"epochs": 3}}), ..manifest.clone() };
+        assert!(none(open(2, &other)), "another configuration");
+        let whole = fs::read(folder.join(PARTIAL)).unwrap();
+        for broken in [&whole[..whole.len() - 1], &whole[..10], b"", b"\n", b"{}\n"] {
+            fs::write(folder.join(PARTIAL), broken).unwrap();
+            assert!(none(open(2, &manifest)), "{} bytes of {}", broken.len(), whole.len());
+        }
+        fs::write(folder.join(PARTIAL), &whole).unwrap();
+        assert!(!none(open(2, &manifest)));
+        Partial::clear(&folder).unwrap();
+        assert!(none(open(2, &manifest)) && fs::read_dir(&folder).unwrap().next().is_none());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// When time has passed, once when asked to, and when it has to stop; then it does.
+    #[test]
+    fn states_are_saved_when_it_is_time() {
+        let (folder, manifest) = (scratch("time"), manifest());
+        let partial = Partial::open(&folder, 0, &manifest).unwrap();
+        let (save, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let check = || match stop.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted { resume: "stopped".into() }),
+            false => Ok(()),
+        };
+        let never = partial.keeper(Duration::MAX, &save, &stop, &check);
+        assert!(!never.due());
+        save.store(true, Ordering::Relaxed);
+        assert!(never.due() && !never.due(), "once");
+        never.put(b"state").unwrap();
+        assert_eq!(
+            Partial::open(&folder, 0, &manifest).unwrap().keeper(Duration::MAX, &save, &stop, &check).take().unwrap(),
+            Some(b"state".to_vec())
+        );
+        stop.store(true, Ordering::Relaxed);
+        assert!(never.due() && never.put(b"last").is_err(), "it stops, and has saved");
+        assert_eq!(Partial::open(&folder, 0, &manifest).unwrap().state.as_deref(), Some(&b"last"[..]));
+        stop.store(false, Ordering::Relaxed);
+        assert!(partial.keeper(Duration::ZERO, &save, &stop, &check).due());
+        let rarely = partial.keeper(Duration::from_millis(200), &save, &stop, &check);
+        assert!(!rarely.due());
+        std::thread::sleep(Duration::from_millis(250));
+        assert!(rarely.due());
+        rarely.put(b"state").unwrap();
+        assert!(!rarely.due(), "the time counts from the last one");
+        drop(rarely);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

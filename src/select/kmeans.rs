@@ -720,6 +720,30 @@ mod tests {
         assert_eq!(ids, [0, 2, 4]);
     }
 
+    /// The means of these pairs are .5 away from the centres, in sum of squares, and then stay; the features vary by 25.25 and
+    /// by nothing, 12.625 on average. From any row the mean of all is 20.25 or 30.25 away.
+    #[test]
+    fn iterations_end_where_centres_rest() {
+        let x = Tensor::new(&Device::Cpu, [4, 2], &[0.0f32, 7.0, 1.0, 7.0, 10.0, 7.0, 11.0, 7.0]).unwrap();
+        let c = Tensor::new(&Device::Cpu, [2, 2], &[0.0f32, 7.0, 10.0, 7.0]).unwrap();
+        let moves = |tolerance| lloyd(&x, &c, 100, tolerance).unwrap().iterations;
+        assert_eq!([0.0, 0.039, 0.04].map(moves), [2, 2, 1]);
+        let rest = lloyd(&x, &c, 100, 0.0).unwrap().centres;
+        assert_eq!(lloyd(&x, &rest, 100, 0.0).unwrap().iterations, 1, "nothing moves");
+        let moves = |tolerance| kmeans(&x, 1, Stops { restarts: 1, iterations: 100, tolerance }, Rng::new(1)).unwrap();
+        assert_eq!([0.0, 1.6, 2.4].map(|t| moves(t).iterations), [2, 2, 1]);
+    }
+
+    /// Rows on their centres are no place for an empty cluster: its centre stays, also where others move.
+    #[test]
+    fn empty_clusters_stay_where_no_row_is_far() {
+        let line = |v: &[f32]| Tensor::new(&Device::Cpu, [v.len(), 1], v).unwrap();
+        let moved = |x: &[f32], c: &[f32]| lloyd(&line(x), &line(c), 1, 0.0).unwrap().centres.to_vec::<f32>().unwrap();
+        assert_eq!(moved(&[2.0, 2.0], &[2.0, 90.0, 80.0]), [2.0, 90.0, 80.0]);
+        // The one row that is away from its centre is for the first of two.
+        assert_eq!(moved(&[2.0, 2.0, 4.0], &[2.0, 90.0, 80.0]), [8.0 / 3.0, 4.0, 80.0]);
+    }
+
     #[test]
     fn more_restarts_are_never_worse_and_everything_is_distinct() {
         let total = |c: &Clusters| c.distances.to_f64().unwrap().iter().sum::<f64>();

@@ -213,6 +213,17 @@ mod tests {
         assert_eq!(pick(&[0, 2, 3, 4, 5, 6], 3).ids, [4, 6, 0]);
     }
 
+    /// The nearest 31 of the first row are 1 to 31 away; the last of them comes after one that is farther.
+    #[test]
+    fn the_last_of_the_nearest_counts() {
+        let line: Vec<f32> = (0..31).map(|v| v as f32).chain([40.0, 31.0]).collect();
+        let x = Tensor::new(&Device::Cpu, [33, 1], &line).unwrap();
+        let all: Vec<u32> = (0..33).collect();
+        let got = typical(&x, &[0; 33], &all, 33, NEIGHBOURS).unwrap();
+        let of = |id| got.distance[got.ids.iter().position(|i| *i == id).unwrap()];
+        assert_eq!((of(0), of(32)), (16.0, (9 + (1..=30).sum::<u32>()) as f32 / 31.0));
+    }
+
     /// Several tiles in both directions.
     #[test]
     fn tiles_are_seamless() {

@@ -447,3 +447,182 @@ pub(super) fn fit(trainer: &Trainer, how: MixMatch, round: u32, labelled: &[(Poo
     let Progress { correct, loss, training_s, evaluation_s, .. } = at;
     Ok(Fit { model: learner.average, correct, loss, training_s, evaluation_s })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::bench::config::{Config, Preset, Profile};
+    use crate::data::{Dataset, Flip, synthetic};
+    use crate::device::Device;
+    use crate::ops::View;
+    use crate::train::{DeviceData, Recipe};
+
+    fn ids(n: u32) -> Vec<PoolIdx> {
+        (0..n).map(|i| PoolIdx(5 * i + 2)).collect()
+    }
+
+    #[test]
+    fn samplers_go_over_the_set_in_passes_and_are_addressed_by_step() {
+        let rng = Rng::new(6).at(Purpose::Shuffle, 2, 0);
+        for (n, batch, per_pass) in [(7u32, 3, 2), (6, 3, 2), (6, 6, 1), (50, 8, 6)] {
+            let set = ids(n);
+            let all = sampled(&set, 0..20, batch, rng, UNLABELLED);
+            let mut passes = Vec::new();
+            for (pass, of) in all.chunks(per_pass * batch).enumerate() {
+                let order = rng.with_b(pass as u32).lane(UNLABELLED).permutation(n as usize);
+                let want = order.iter().map(|i| set[*i as usize].0).take(of.len());
+                assert!(want.eq(of.iter().copied()), "pass {pass} over {n} by {batch}");
+                passes.push(of.to_vec());
+            }
+            assert!(passes.windows(2).all(|w| w[0] != w[1]), "passes have orders of their own");
+            let apart = |steps: Range<u32>| steps.flat_map(|s| sampled(&set, s..s + 1, batch, rng, UNLABELLED));
+            assert!(
+                apart(0..20).eq(all.iter().copied()) && apart(5..11).eq(sampled(&set, 5..11, batch, rng, UNLABELLED))
+            );
+            assert_ne!(all, sampled(&set, 0..20, batch, rng, LABELLED));
+        }
+        // Fewer than a batch: draws, each example about as often as the others.
+        let set = ids(3);
+        let all = sampled(&set, 0..300, 5, rng, LABELLED);
+        for id in &set {
+            let n = all.iter().filter(|i| **i == id.0).count();
+            assert!((430..570).contains(&n), "{n} of 1500");
+        }
+        assert_eq!(all[35..50], sampled(&set, 7..10, 5, rng, LABELLED));
+    }
+
+    /// Of Beta(α, α) by SciPy: how often the larger share is at most .6, .75 and .9.
+    #[test]
+    fn shares_are_the_larger_ones_of_their_distribution() {
+        let rng = Rng::new(8).at(Purpose::MixUp, 1, 0);
+        let n = 20_000;
+        for (alpha, want) in [
+            (0.25, [0.077_055, 0.204_486, 0.383_828]),
+            (0.75, [0.167_490, 0.426_953, 0.717_012]),
+            (1.0, [0.2, 0.5, 0.8]),
+            (4.0, [0.420_416, 0.858_887, 0.994_544]),
+        ] {
+            let shares = draw(alpha, 0..n, 1, 1, rng).1;
+            assert!(shares.iter().all(|s| (0.5..=1.0).contains(s)));
+            for (most, want) in [0.6, 0.75, 0.9].into_iter().zip(want) {
+                let got = shares.iter().filter(|s| **s <= most).count() as f64 / f64::from(n);
+                // Five standard deviations.
+                assert!((got - want).abs() < 0.018, "{got} of Beta({alpha}, {alpha}) up to {most}, not {want}");
+            }
+        }
+        assert!(draw(1e-6, 0..50, 1, 1, rng).1.iter().all(|s| *s > 0.99), "all of the one or all of the other");
+    }
+
+    #[test]
+    fn partners_and_shares_are_addressed_by_step() {
+        let rng = Rng::new(8).at(Purpose::MixUp, 1, 0);
+        for shares in [1, 15] {
+            let (partners, of) = draw(0.75, 3..9, 5, shares, rng);
+            assert_eq!((partners.len(), of.len()), (6 * 15, 6 * shares));
+            for (k, (step, own)) in partners.chunks(15).zip(of.chunks(shares)).enumerate() {
+                let mut sorted = step.to_vec();
+                sorted.sort_unstable();
+                assert!(sorted.into_iter().eq(0..15), "everybody is somebody's partner");
+                assert_eq!(draw(0.75, 3 + k as u32..4 + k as u32, 5, shares, rng), (step.to_vec(), own.to_vec()));
+            }
+            assert!(partners.chunks(15).collect::<Vec<_>>().windows(2).all(|w| w[0] != w[1]));
+            let mut distinct: Vec<u32> = of.iter().map(|s| s.to_bits()).collect();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len(), of.len(), "every step, and every image, draws its own");
+        }
+    }
+
+    const ROUND: u32 = 4;
+    const SEED: u64 = 9;
+
+    fn pool() -> (DeviceData, Vec<(PoolIdx, u32)>) {
+        let images = |split, n| synthetic::generate(3, split, n);
+        let (train, test) = (images(synthetic::Split::Train, 62), images(synthetic::Split::Test, 300));
+        let labelled = (0..62).filter(|i| i % 3 == 1).map(|i| (PoolIdx(i), train.labels[i as usize])).collect();
+        (DeviceData::new(&Device::Cpu, &Dataset::new(&synthetic::SPEC, train, test)).unwrap(), labelled)
+    }
+
+    fn recipe() -> Recipe {
+        let mut r = Config::base(&synthetic::SPEC, &Preset::find("smoke").unwrap().1, Profile::Clean).train;
+        (r.epochs, r.milestones, r.batch, r.crop_pad, r.flip) = (3, vec![2], 8, 2, true);
+        r
+    }
+
+    fn trained(ssl: &Ssl, ends: &Cell<u32>) -> Result<Fit> {
+        let (data, labelled) = pool();
+        let on_epoch = |e: &EpochEnd| {
+            assert_eq!(e.epoch, ends.replace(e.epoch + 1));
+            Ok(())
+        };
+        let (recipe, mixmatch) = (&recipe(), Some(MixMatch { ssl, keep: &Forget }));
+        let check = &|| Ok(());
+        let (data, on_epoch) = (&data, &on_epoch);
+        Trainer { data, recipe, eval_batch: 50, graphs: true, seed: SEED, on_epoch, check, mixmatch }
+            .fit(ROUND, &labelled)
+    }
+
+    /// Three epochs written out, a step at a time: which images, by which views, with which partners, shares, masks, rate and
+    /// weight; what is evaluated, and what is told.
+    #[test]
+    fn a_training_is_the_loop_written_out() {
+        for per_sample in [false, true] {
+            let ssl = Ssl { ramp: 2.0, lr: 0.1, ema: 0.8, lambda_u: 5.0, per_sample, ..Ssl::default() };
+            let ends = Cell::new(0);
+            let got = trained(&ssl, &ends).unwrap();
+            let ((data, labelled), r, root, d) = (pool(), recipe(), Rng::new(SEED), &Device::Cpu);
+            let known: Vec<PoolIdx> = labelled.iter().map(|(id, _)| *id).collect();
+            let others: Vec<PoolIdx> = (0..62).filter(|i| i % 3 != 1).map(PoolIdx).collect();
+            let fresh = || Model::fresh(&data, SEED, ROUND).unwrap();
+            let mut learner = Learner::new(fresh(), fresh(), ssl, r.momentum).unwrap();
+            let clock = Rc::new(Clock::new(d).unwrap());
+            let (mean, std) = (&data.spec.mean, &data.spec.std);
+            let view = |k| View::train(d, mean, std, 2, Flip::Half, root, ROUND).unwrap().lane(k).each_step();
+            let plain = View::plain(d, mean, std).unwrap();
+            let mut evaluator = Evaluator::new(&data, Pass { view: &plain, batch: 64, graphs: false }).unwrap();
+            let (mut losses, mut correct, mut of_the_student) = (Vec::new(), Vec::new(), Vec::new());
+            for epoch in 0..3 {
+                let mut sum = 0.0;
+                for step in 0..7 {
+                    let t = 7 * epoch + step;
+                    clock.resume(t, epoch, if epoch < 2 { 0.1 } else { 0.01 }, [0, step]).unwrap();
+                    let shuffle = root.at(Purpose::Shuffle, ROUND, 0);
+                    let x = sampled(&known, t..t + 1, 8, shuffle, LABELLED);
+                    let u = sampled(&others, t..t + 1, 8, shuffle, UNLABELLED);
+                    let seen = |ids: &[u32], k| {
+                        let order = Tensor::new(d, [8], ids).unwrap();
+                        ops::gather_images(&data.train.pixels, &order, &clock, 8, &view(k)).unwrap()
+                    };
+                    let of = |id: &u32| labelled.iter().find(|l| l.0.0 == *id).unwrap().1;
+                    let y = Tensor::new(d, [8], &x.iter().map(of).collect::<Vec<_>>()).unwrap();
+                    let n = if per_sample { 24 } else { 1 };
+                    let (partners, shares) = draw(ssl.alpha, t..t + 1, 8, n, root.at(Purpose::MixUp, ROUND, 0));
+                    let mixtures = Mixtures {
+                        partners: Tensor::new(d, [24], &partners).unwrap(),
+                        shares: Tensor::new(d, [n], &shares).unwrap(),
+                    };
+                    let rise = Rise { most: ssl.lambda_u, ramp: 2.0, steps: 7 };
+                    let dropout = root.at(Purpose::Dropout, ROUND, 0);
+                    let images = [&seen(&x, 0), &seen(&u, 0), &seen(&u, 1)];
+                    let loss = learner.step(images, &y, &mixtures, rise, dropout, &clock).unwrap();
+                    sum += loss.to_f64().unwrap()[0];
+                }
+                losses.push(sum);
+                correct.push(evaluator.correct(&learner.average).unwrap());
+                of_the_student.push(evaluator.correct(&learner.model).unwrap());
+            }
+            assert_eq!((&got.loss, &got.correct, ends.get()), (&losses, &correct, 3));
+            assert_ne!(correct, of_the_student, "this would not tell who is evaluated");
+            let bytes = |m: &Model| checkpoint::to_bytes(&m.params).unwrap();
+            assert!(bytes(&got.model) == bytes(&learner.average));
+        }
+    }
+
+    #[test]
+    fn a_diverging_training_says_where() {
+        let e = trained(&Ssl { lr: 1e18, shrink: 0.0, ..Ssl::default() }, &Cell::new(0)).err().unwrap().to_string();
+        assert!(e.contains("round 4") && e.contains("epoch 0") && e.contains("step") && e.contains("ssl.lr="), "{e}");
+    }
+}
