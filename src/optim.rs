@@ -162,11 +162,15 @@ mod tests {
         let (device, rng) = (Device::Cpu, Rng::new(2).at(Purpose::Init, 0, 0));
         let clock = Rc::new(Clock::new(&device).unwrap());
         clock.start(0, 0, 0.1).unwrap();
-        for adam in [false, true] {
-            let mut layout = Layout::default();
-            let w = layout.add("w", [3, 8], 8);
-            let mut params = layout.init(&device, rng).unwrap();
-            params.set_precision(Precision::Bf16).unwrap();
+        for by in ["sgd", "adam", "sgd with an average"] {
+            let fresh = || {
+                let mut layout = Layout::default();
+                let w = layout.add("w", [3, 8], 8);
+                let mut params = layout.init(&device, rng).unwrap();
+                params.set_precision(Precision::Bf16).unwrap();
+                (w, params)
+            };
+            let ((w, mut params), (_, mut average)) = (fresh(), fresh());
             let read = |params: &Params| {
                 let cx = Ctx::new(Mode::Train, rng, &clock, params);
                 let rounded = cx.weight(w).unwrap().to_vec::<bf16>().unwrap();
@@ -176,14 +180,20 @@ mod tests {
             let t = params.tensor(w).unwrap();
             let grads = ops::sum_all(&ops::mul(&t, &t).unwrap()).unwrap().backward(&params).unwrap();
             drop(t);
-            if adam {
-                Adam::new(&params, AdamRule::default()).unwrap().step(&mut params, &grads, &clock).unwrap();
-            } else {
-                Sgd::new(&params, 0.9, 0.0, None).unwrap().step(&mut params, &grads, &clock).unwrap();
+            match by {
+                "sgd" => Sgd::new(&params, 0.9, 0.0, None).unwrap().step(&mut params, &grads, &clock).unwrap(),
+                "adam" => Adam::new(&params, AdamRule::default()).unwrap().step(&mut params, &grads, &clock).unwrap(),
+                _ => {
+                    let rule = SgdEmaRule { momentum: 0.9, decay: 0.0, ema: 0.5, shrink: 0.0 };
+                    let mut sgd = SgdEma::new(&params, rule, false).unwrap();
+                    sgd.step(&mut params, &mut average, &grads, &clock).unwrap();
+                }
             }
-            let (rounded, exact) = read(&params);
-            assert!(exact.iter().zip(&before.1).all(|(a, b)| a != b), "the step moved every weight");
-            assert_eq!(rounded, exact.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), "adam: {adam}");
+            let all = if by.ends_with("average") { vec![&params, &average] } else { vec![&params] };
+            for (rounded, exact) in all.into_iter().map(read) {
+                assert!(exact.iter().zip(&before.1).all(|(a, b)| a != b), "the step moved every weight");
+                assert_eq!(rounded, exact.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), "{by}");
+            }
         }
     }
 }

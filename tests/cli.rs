@@ -128,7 +128,6 @@ fn ctrl_c_says_how_to_go_on() {
     assert!(text(&o).1.contains("the same command goes on"), "{}", text(&o).1);
 }
 
-/// A small training: four epochs of half a second or so, every one saved.
 /// Runs side by side leave the files of runs one after the other.
 #[test]
 fn jobs_change_no_result() {
@@ -142,6 +141,77 @@ fn jobs_change_no_result() {
     };
     assert_eq!(with(&one, "1"), with(&three, "3"));
     assert!(lasting_files(&one) == lasting_files(&three));
+}
+
+/// What a method carries is saved with a round that MixMatch trains: stopped within it, a bandit goes on as if it had not
+/// been, its last draw included. The reference keeps its own trainer.
+#[test]
+fn albl_stopped_while_mixmatch_trains_remembers_its_draw() {
+    let (whole, broken, images) =
+        (scratch("albl-whole"), scratch("albl-broken"), scratch("albl-images").join("shapes"));
+    folder_of_images(&images, 300);
+    let (set, data) = (format!("folder:{}", images.display()), scratch("albl-data").display().to_string());
+    let args = |out: &Path| {
+        let base = "bench -m albl --trainer mixmatch --preset smoke --device cpu --set train.batch=40 --set train.epochs=20 --set \
+            budget.start=10 --set budget.query=5 --set budget.end=25";
+        let mut v: Vec<String> = base.split_whitespace().map(String::from).collect();
+        v.extend(["-d", &set, "--data-dir", &data, "--out", &out.display().to_string()].map(String::from));
+        v
+    };
+    let o = run(&strs(&args(&whole)));
+    assert!(o.status.success(), "{}", text(&o).1);
+    let runs = |out: &Path| out.join("smoke-clean/folder-shapes");
+    assert!(runs(&whole).join("albl+mixmatch").is_dir() && runs(&whole).join("random").is_dir());
+    let wanted = lasting_files(&whole);
+    let finished = || {
+        let rounds = std::fs::read_to_string(runs(&broken).join("albl+mixmatch/seed-10/rounds.jsonl"));
+        rounds.map_or(0, |r| r.lines().count())
+    };
+    // Once in every round after the start: saved, and killed.
+    for round in 1..4 {
+        let mut child = dalcore(&strs(&args(&broken)))
+            .arg("--save-every=0")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let partial = runs(&broken).join("albl+mixmatch/seed-10/partial.bin");
+        while !(finished() == round && partial.exists()) {
+            assert!(child.try_wait().unwrap().is_none(), "round {round} was too quick");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let o = run(&strs(&args(&broken)));
+    assert!(o.status.success(), "{}", text(&o).1);
+    assert!(lasting_files(&broken) == wanted);
+}
+
+/// Classes that nobody has labelled are named before hours of training on guesses that never are of them.
+#[test]
+fn a_class_without_labels_is_named() {
+    let (out, data, images) = (scratch("classes"), scratch("classes-data"), scratch("classes-images").join("shapes"));
+    folder_of_images(&images, 60);
+    let (set, data, out) =
+        (format!("folder:{}", images.display()), data.display().to_string(), out.display().to_string());
+    let said = |start: &str| {
+        let base = "bench -m ssl-random -v --preset smoke --device cpu --set train.batch=16 --set budget.query=5";
+        let mut args: Vec<&str> = base.split_whitespace().collect();
+        let (start, end) =
+            (format!("budget.start={start}"), format!("budget.end={}", start.parse::<f64>().unwrap() + 5.0));
+        let out = format!("{out}-{start}");
+        args.extend(["-d", &set, "--data-dir", &data, "--out", &out, "--set", &start, "--set"]);
+        let end = format!("budget.{}", &end[7..]);
+        args.push(&end);
+        let o = run(&args);
+        assert!(o.status.success(), "{}", text(&o).1);
+        text(&o).1
+    };
+    let err = said("2.1");
+    assert!(err.contains("2 classes have no labelled example, such as ["), "{err}");
+    let err = said("90");
+    assert!(!err.contains("no labelled example"), "{err}");
 }
 
 /// SIGUSR1 saves a round that MixMatch trains, SIGTERM saves and stops, SIGKILL takes what is not saved: in the end the same
@@ -189,6 +259,7 @@ fn mixmatch_stopped_within_a_round_gives_the_same_bytes() {
     assert!(!broken.join("quick-clean/synthetic/ssl-diff2aug-direct/seed-10/partial.bin").exists());
 }
 
+/// A small training: four epochs of half a second or so, every one saved.
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let base =
         "train --preset smoke --device cpu --set train.epochs=4 --set train.milestones=[2,3] --save-every 0 --out";
@@ -462,9 +533,9 @@ fn missing_data_names_file_and_remedy() {
     assert!(err.contains("train-images-idx3-ubyte") && err.contains("dalcore data fetch mnist"), "{err}");
 }
 
-/// 60 images of 28×28 grey in three classes: the size the first network takes.
-fn folder_of_images(dir: &Path) {
-    for i in 0..60usize {
+/// Images of 28×28 grey in three classes: the size the first network takes.
+fn folder_of_images(dir: &Path, n: usize) {
+    for i in 0..n {
         let class = dir.join(["circle", "line", "square"][i % 3]);
         std::fs::create_dir_all(&class).unwrap();
         let pixels: Vec<u8> = (0..784).map(|p| ((p % 28) * (i % 3) * 4 + i) as u8).collect();
@@ -478,7 +549,7 @@ fn folder_of_images(dir: &Path) {
 #[test]
 fn the_users_own_folder_is_a_data_set() {
     let (out, data, images) = (scratch("own"), scratch("own-data"), scratch("own-images").join("shapes"));
-    folder_of_images(&images);
+    folder_of_images(&images, 60);
     let set = format!("folder:{}", images.display());
     let with = |extra: &[&str]| {
         let mut args: Vec<&str> = extra.to_vec();
@@ -565,4 +636,97 @@ fn a_good_rule_beats_random_on_the_built_in_set() {
     let row = rows.lines().find(|r| r.starts_with("least-confidence")).unwrap();
     // The first of the two budgets is shared with random, so the second differs by twice this.
     assert!(column(row, "api_pp") > 0.2, "{csv}");
+}
+
+/// The study's numbers, taken again by plain loops from what it left on disk: the picks of the round after the start, the
+/// model that they were picked with, and the accuracy of the training with them.
+#[test]
+fn the_study_of_selections_is_what_its_runs_say() {
+    use dalcore::bench::config::Profile;
+    use dalcore::data::{self, DataDir, Flip, Verify};
+    use dalcore::device::Device;
+    use dalcore::ops::{self, View};
+    use dalcore::rng::Rng;
+    use dalcore::train::{Pass, Resident, extract};
+
+    let (out, data, images) = (scratch("study"), scratch("study-data"), scratch("study-images").join("shapes"));
+    folder_of_images(&images, 300);
+    let set = format!("folder:{}", images.display());
+    let (folder, decoded) = (out.display().to_string(), data.display().to_string());
+    let base = "study selection --preset smoke --device cpu --set train.batch=40 --set train.flip=true --set \
+        train.crop_pad=2 --set train.epochs=2 --set ssl.lr=0.1 --set ssl.ema=0.5 --set budget.start=10 --set budget.query=5 --set budget.end=15";
+    let mut args: Vec<&str> = base.split_whitespace().collect();
+    args.extend(["-d", &set, "--out", &folder, "--data-dir", &decoded]);
+    let o = run(&args);
+    assert!(o.status.success(), "{}", text(&o).1);
+    let runs = out.join("study-selection/smoke-clean/folder-shapes");
+    let csv = std::fs::read_to_string(runs.join("selection.csv")).unwrap();
+    let mut lines = csv.lines();
+    assert_eq!(lines.next(), Some("seed,method,diversity,uncertainty,inconsistency,accuracy"));
+
+    let dir = DataDir::resolve(Some(&data)).unwrap();
+    let source = data::Source::open(&set, Profile::Clean, &dir).unwrap();
+    let host = source.load(&dir, Verify::Official).unwrap();
+    let (spec, d) = (source.spec(), &Device::Cpu);
+    let pool = Resident::new(d, &host.train).unwrap();
+    let model = runs.join("start+mixmatch/seed-10/model.safetensors");
+    let model = dalcore::embed::model_of(&model, spec, d).unwrap();
+    let plain = View::plain(d, &spec.mean, &spec.std).unwrap();
+    let record = |method: &str, file: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(runs.join(method).join("seed-10").join(file)).unwrap();
+        serde_json::from_str(text.lines().nth(1).unwrap()).unwrap()
+    };
+    let mut seen = Vec::new();
+    for method in ["ssl-random", "ssl-consistency", "ssl-diff2aug-direct", "ssl-diff2aug-kmeans"] {
+        let line: Vec<&str> = lines.next().unwrap().split(',').collect();
+        assert_eq!(line[..2], ["10", method]);
+        let ids: Vec<u32> = serde_json::from_value(record(method, "picks.jsonl")["ids"].clone()).unwrap();
+        assert_eq!(ids.len(), 12);
+        let look = |view: &View| {
+            let f = extract(&model, &pool, &ids, Pass { view, batch: 7, graphs: false }).unwrap();
+            let p = ops::softmax(&f.logits).unwrap().to_f64().unwrap();
+            (f.embeddings.to_f64().unwrap(), p)
+        };
+        let (h, clean) = look(&plain);
+        let (c, w) = (clean.len() / 12, h.len() / 12);
+        let mut passes = vec![clean.clone()];
+        for v in 0..50 {
+            let view = View::train(d, &spec.mean, &spec.std, 2, Flip::Half, Rng::new(10), 1).unwrap();
+            passes.push(look(&view.lane(0x1000 + v)).1);
+        }
+        let distance =
+            |a: usize, b: usize| -> f64 { (0..w).map(|k| (h[a * w + k] - h[b * w + k]).powi(2)).sum::<f64>().sqrt() };
+        let pairs: f64 = (0..12).flat_map(|a| (0..a).map(move |b| (a, b))).map(|(a, b)| distance(a, b)).sum();
+        let top = |row: &[f64]| 1.0 - row.iter().copied().fold(0.0, f64::max);
+        let spread = |e: usize| {
+            let mean = passes.iter().map(|p| p[e]).sum::<f64>() / 51.0;
+            passes.iter().map(|p| (p[e] - mean).powi(2)).sum::<f64>() / 51.0
+        };
+        let round = record(method, "rounds.jsonl");
+        let last = round["correct"].as_array().unwrap().last().unwrap().as_f64().unwrap();
+        let want = [
+            pairs / 66.0,
+            clean.chunks(c).map(top).sum::<f64>() / 12.0,
+            (0..12 * c).map(spread).sum::<f64>() / 12.0,
+            last / round["test_size"].as_f64().unwrap(),
+        ];
+        for ((name, got), want) in
+            ["diversity", "uncertainty", "inconsistency", "accuracy"].iter().zip(&line[2..]).zip(want)
+        {
+            let got: f64 = got.parse().unwrap();
+            assert!((got - want).abs() < 1e-5 * want && want > 0.0, "{name} of {method}: {got}, not {want}");
+        }
+        seen.push(line[2..].join(","));
+    }
+    assert_eq!(lines.next(), None);
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 4, "methods pick alike: {csv}");
+    // Four panels of the pool's 240 images and the 12 picks each.
+    let svg = std::fs::read_to_string(runs.join("figure3.svg")).unwrap();
+    assert_eq!(svg.matches("<circle").count(), 4 * (240 + 12));
+    assert_eq!(std::fs::read_to_string(runs.join("figure2.svg")).unwrap().matches("<circle").count(), 4 * 4 + 4);
+    let table = text(&o).0;
+    let all = ["SSLRandom", "SSLConsistency", "SSLDiff2AugDirect", "SSLDiff2AugKmeans", "figure2.svg"];
+    assert!(all.iter().all(|name| table.contains(name)), "{table}");
 }

@@ -232,6 +232,26 @@ fn what_cannot_be_reported_is_said() {
     assert!(err.contains("no run to report on"), "{err}");
 }
 
+/// Up to half a point above the share of the largest class (11.35 % of MNIST) a model guesses, also if it is the reference's:
+/// then its seed has nothing to be compared with.
+#[test]
+fn a_reference_at_chance_is_no_reference() {
+    let scene = Scene::new("chance", "quick", "clean", "mnist");
+    let run = |method, seed, correct| scene.run(&Spec { method, seed, correct, seconds: [1.0, 2.0, 1.0] });
+    run("random", 10, &[&[119], &[850], &[900]]);
+    run("random", 20, &[&[118], &[850], &[900]]);
+    run("coreset", 10, &[&[119], &[860], &[920]]);
+    run("coreset", 20, &[&[600], &[860], &[940]]);
+    let summary = scene.write();
+    assert!(summary.text.contains("RandomSampling, seed 20 diverged: in round 0 it is at chance (11.80 %)"));
+    assert!(!summary.text.contains("seed 10 diverged") && !summary.text.contains("CoreSet, seed 20 diverged"));
+    assert!(summary.text.contains("CoreSet, seed 20: random has no run with this seed"), "{}", summary.text);
+    let row = |id: &str| summary.results.rows.iter().find(|r| r.id == id).unwrap().clone();
+    assert_eq!(row("random").curve.iter().map(|p| p.unwrap().n).collect::<Vec<_>>(), [1, 1, 1]);
+    assert!(row("coreset").api.is_none(), "{:?}", row("coreset").api);
+    assert_eq!(row("coreset").curve[2].unwrap().n, 2);
+}
+
 /// What is in the repository, manifests, rounds and seconds alone, gives the tables beside it again: the folder of one data
 /// set, and the one above it.
 #[test]

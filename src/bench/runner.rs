@@ -540,3 +540,67 @@ impl Experiment<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn plan() -> Plan {
+        let (preset_id, preset) = Preset::find("smoke").unwrap();
+        Plan {
+            methods: Vec::new(),
+            trainer: None,
+            every: Duration::MAX,
+            datasets: Vec::new(),
+            preset_id,
+            preset,
+            profile: Profile::Clean,
+            seeds: vec![10],
+            settings: Vec::new(),
+            out: PathBuf::new(),
+            data_dir: DataDir::resolve(Some(Path::new("."))).unwrap(),
+            graphs: true,
+            verbosity: Verbosity::Quiet,
+            stop: Arc::new(AtomicBool::new(false)),
+            jobs: 3,
+            save: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Every share is worked with once; where one fails the others are stopped, and its error is what is told, whichever it
+    /// is: one that was only stopped says nothing new.
+    #[test]
+    fn an_error_of_one_job_stops_the_others() {
+        let done = Mutex::new(Vec::new());
+        let work = |_: &Device, share: u32| {
+            done.lock().unwrap().push(share);
+            Ok(())
+        };
+        side_by_side(&plan(), vec![1, 2, 3], &Device::Cpu, Choice::Cpu, work).unwrap();
+        let mut done = done.into_inner().unwrap();
+        done.sort_unstable();
+        assert_eq!(done, [1, 2, 3]);
+        for bad in 0..3 {
+            let plan = plan();
+            let work = |_: &Device, share: u32| {
+                if share == bad {
+                    return Err(Error::NonFinite { what: "the bad one".into() });
+                }
+                let start = Instant::now();
+                while !plan.stopped() {
+                    assert!(start.elapsed() < Duration::from_secs(60), "nobody stops share {share}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(Error::Interrupted { resume: "stopped".into() })
+            };
+            let e = side_by_side(&plan, vec![0, 1, 2], &Device::Cpu, Choice::Cpu, work).unwrap_err();
+            assert!(e.to_string().contains("the bad one"), "{bad}: {e}");
+        }
+        let plan = plan();
+        let stopped = |_: &Device, _: u32| Err(Error::Interrupted { resume: "stopped".into() });
+        let e = side_by_side(&plan, vec![0, 1, 2], &Device::Cpu, Choice::Cpu, stopped).unwrap_err();
+        assert!(matches!(e, Error::Interrupted { .. }), "{e}");
+    }
+}
