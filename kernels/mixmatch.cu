@@ -129,20 +129,22 @@ KERNEL mix_targets_f32(
     out[e] = sum;
 }
 
-// losses[r] and its gradient d[r] of the interleaved rows, so that the mean of the 3 batch losses is
+// losses[r] and its gradient d[r] of the interleaved rows from `first` on, so that the mean of the n losses is their
 // sum of cross-entropies of labelled rows / batch + weight * sum of squares of the others / (2 batch c).
-//   losses (3 batch)   d, x, t (3 batch, c)
+//   losses (n)   d, x (n, c)   t (3 batch, c)
 //   clock (8): the weight rises with word 1, the epoch, and word 3, the step in it, to `most` after `ramp` epochs of
 //   `steps` steps; it is `most` from the first where ramp is 0.
 // Launch:  one warp per row, block 256.
-// Traffic: 3 * 3 batch * c floats; x and t are read three times, from the cache after the first.
-// Repeats: bit-identical.   Limits: batch < 2^24, 3 batch * c < 2^31 - 256. A NaN in a row makes it NaN.
+// Traffic: 3 n * c floats; x and t are read three times, from the cache after the first.
+// Repeats: bit-identical.   Limits: batch < 2^24, 3 batch * c < 2^31 - 256, first + n <= 3 batch. A NaN in a row makes it NaN.
 KERNEL mixmatch_loss_f32(
     float* __restrict__ losses,
     float* __restrict__ d,
     const float* __restrict__ x,
     const float* __restrict__ t,
     const uint32_t* __restrict__ clock,
+    int n,
+    int first,
     int batch,
     int c,
     float most,
@@ -150,12 +152,13 @@ KERNEL mixmatch_loss_f32(
     float steps
 ) {
     int r = warp_row(), lane = threadIdx.x % 32;
-    if (r >= 3 * batch) return;                    // guard: a whole warp leaves together
+    if (r >= n) return;                            // guard: a whole warp leaves together
     size_t row = (size_t)r * c;
     Softmax p(x + row, c, lane);
     d += row;
-    t += row;
-    if (mixed_from(r, batch) < batch) {
+    t += row + (size_t)first * c;
+    float scale = (float)n / (float)batch;
+    if (mixed_from(first + r, batch) < batch) {
         float log_sum = logf(p.sum), loss = 0.0f, mass = 0.0f;
         for (int j = lane; j < c; j += 32) {
             loss -= t[j] * (p.x[j] - p.top - log_sum);
@@ -163,12 +166,12 @@ KERNEL mixmatch_loss_f32(
         }
         loss = warp_sum(loss);
         mass = warp_sum(mass);
-        for (int j = lane; j < c; j += 32) d[j] = 3.0f * (p(j) * mass - t[j]);
-        if (lane == 0) losses[r] = 3.0f * loss;
+        for (int j = lane; j < c; j += 32) d[j] = scale * (p(j) * mass - t[j]);
+        if (lane == 0) losses[r] = scale * loss;
         return;
     }
     float now = (float)clock[1] + (float)clock[3] / steps;
-    float weight = 1.5f * (now < ramp ? most * (now / ramp) : most) / (float)c;
+    float weight = 0.5f * scale * (now < ramp ? most * (now / ramp) : most) / (float)c;
     float loss = 0.0f, slope = 0.0f;
     for (int j = lane; j < c; j += 32) {
         float off = p(j) - t[j];

@@ -59,6 +59,11 @@ impl Grads {
     pub fn params(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         self.by_param.iter().map(|(i, t)| (*i, t))
     }
+
+    /// Adds the gradients of the parameters of another result.
+    pub fn add(&mut self, other: Grads) -> Result<()> {
+        other.by_param.into_iter().try_for_each(|(i, g)| accumulate(&mut self.by_param, i, g))
+    }
 }
 
 impl Tensor {

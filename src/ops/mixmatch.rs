@@ -10,7 +10,7 @@
 //! linearly with the epoch and the step in it, which are the clock's. Partners and shares are those of the clock's step.
 
 use super::softmax::mean_with_grad;
-use super::{Arg, Case, cast};
+use super::{Arg, Case, add, cast, slice_rows};
 use crate::clock::{Clock, Word};
 use crate::device::{Device, Launch, launch};
 use crate::tensor::{Dtype, Tensor};
@@ -192,32 +192,60 @@ impl Rise {
     }
 }
 
-/// The loss of a step, a scalar, and what each row adds (3B), times 3B: logits and targets (3B, C) of the interleaved
-/// batches. Only the logits are differentiated.
-pub fn mixmatch_loss(logits: &Tensor, targets: &Tensor, rise: Rise, clock: &Clock) -> Result<[Tensor; 2]> {
+/// What some rows add to the loss of a step, a scalar, and what each of them adds (n), times n: logits (n, C) of the rows
+/// from `first` on of the interleaved batches, whose targets are (3B, C). Only the logits are differentiated.
+pub fn mixmatch_loss(
+    logits: &Tensor,
+    first: usize,
+    targets: &Tensor,
+    rise: Rise,
+    clock: &Clock,
+) -> Result<[Tensor; 2]> {
     let op = "mixmatch_loss";
-    let [n, c] = same(op, logits, targets)?;
-    if n == 0 || n % 3 != 0 {
-        return Err(logits.shape().refuse(op, "(3B, C) with B above 0"));
+    let ([n, c], [all, wide]) = (logits.shape().matrix(op)?, targets.shape().matrix(op)?);
+    if all == 0 || all % 3 != 0 {
+        return Err(targets.shape().refuse(op, "(3B, C) with B above 0"));
+    }
+    if n == 0 || c == 0 || c != wide || first + n > all {
+        return Err(logits.shape().refuse(op, format!("rows from {first} on of the targets' {:?}", targets.shape())));
     }
     let (mut losses, mut d) = (logits.stale_like([n])?, logits.like()?);
     match logits.device() {
         Device::Cpu => on_real!(op, logits, T => {
             let (x, t) = (logits.host::<T>(op)?, targets.host::<T>(op)?);
             let weight = f64::from(rise.at(clock.host(Word::Epoch)?, clock.host(Word::Slot)?));
-            cpu::loss(losses.host_mut::<T>(op)?, d.host_mut::<T>(op)?, x, t, c, weight);
+            let rows = first..first + n;
+            cpu::loss(losses.host_mut::<T>(op)?, d.host_mut::<T>(op)?, x, &t[first * c..], rows, all / 3, weight);
             Ok(())
         })?,
         Device::Cuda(cuda) => {
             let (l, y, x, t) = (Launch::warps(n, 256), losses.buf_mut(op)?, logits.buf(op)?, targets.buf(op)?);
-            let ([b, c], words, Rise { most, ramp, steps }) = ([n / 3, c].map(|v| v as i32), &clock.words(), rise);
-            launch::mixmatch_loss_f32(cuda, l, y, d.buf_mut(op)?, x, t, words, b, c, most, ramp, steps as f32)?;
+            let [n, first, b, c] = [n, first, all / 3, c].map(|v| v as i32);
+            let (words, Rise { most, ramp, steps }) = (&clock.words(), rise);
+            launch::mixmatch_loss_f32(
+                cuda,
+                l,
+                y,
+                d.buf_mut(op)?,
+                x,
+                t,
+                words,
+                n,
+                first,
+                b,
+                c,
+                most,
+                ramp,
+                steps as f32,
+            )?;
         }
     }
     Ok([mean_with_grad(op, logits, &losses, d)?, losses])
 }
 
 mod cpu {
+    use std::ops::Range;
+
     use super::mixed_from;
     use crate::ops::softmax::cpu::softmax_of;
     use crate::tensor::Real;
@@ -252,19 +280,20 @@ mod cpu {
         }
     }
 
-    /// losses: (3B), d, x, t: (3B, C)
-    pub fn loss<T: Real>(losses: &mut [T], d: &mut [T], x: &[T], t: &[T], c: usize, weight: f64) {
-        let batch = losses.len() / 3;
-        let weight = 1.5 * weight / c as f64;
+    /// losses: (n), d, x: (n, C), t: from their rows on
+    pub fn loss<T: Real>(losses: &mut [T], d: &mut [T], x: &[T], t: &[T], at: Range<usize>, batch: usize, weight: f64) {
+        let c = x.len() / losses.len();
+        let scale = losses.len() as f64 / batch as f64;
+        let weight = 0.5 * scale * weight / c as f64;
         let rows = x.chunks_exact(c).zip(t.chunks_exact(c)).zip(d.chunks_exact_mut(c));
-        for (r, (loss, ((x, t), d))) in losses.iter_mut().zip(rows).enumerate() {
+        for (r, (loss, ((x, t), d))) in at.zip(losses.iter_mut().zip(rows)) {
             let p = softmax_of(x);
             if mixed_from(r, batch) < batch {
                 let mass: f64 = t.iter().map(|t| t.f64()).sum();
-                d.iter_mut().enumerate().for_each(|(j, d)| *d = T::of(3.0 * (p(j) * mass - t[j].f64())));
+                d.iter_mut().enumerate().for_each(|(j, d)| *d = T::of(scale * (p(j) * mass - t[j].f64())));
                 let top = x.iter().fold(f64::NEG_INFINITY, |m, v| m.max(v.f64()));
                 let log_sum = x.iter().map(|v| (v.f64() - top).exp()).sum::<f64>().ln();
-                *loss = T::of(x.iter().zip(t).map(|(x, t)| -3.0 * t.f64() * (x.f64() - top - log_sum)).sum());
+                *loss = T::of(x.iter().zip(t).map(|(x, t)| -scale * t.f64() * (x.f64() - top - log_sum)).sum());
             } else {
                 let off = |j: usize| p(j) - t[j].f64();
                 let slope: f64 = (0..c).map(|j| p(j) * off(j)).sum();
@@ -321,28 +350,25 @@ macro_rules! case {
 
 const RISE: Rise = Rise { most: 100.0, ramp: 80.0, steps: 10 };
 
+/// The loss of a case's rows at once, or of its three batches one after the other.
+fn loss_of_case(x: &[Tensor], at_once: bool) -> Result<Tensor> {
+    let ([n, _], clock) = (x[0].shape().matrix("mixmatch_loss")?, clock_of_cases(&x[0])?);
+    let rows = if at_once { n } else { n / 3 };
+    let part = |first| Ok(mixmatch_loss(&slice_rows(&x[0], first, rows)?, first, &x[1], RISE, &clock)?[0].clone());
+    let mut parts = (0..n).step_by(rows).map(part);
+    let first = parts.next().unwrap_or_else(|| Err(x[0].shape().refuse("mixmatch_loss", "some rows")))?;
+    parts.try_fold(first, |sum, part| add(&sum, &part?))
+}
+
 /// Shapes every suite runs these operations on.
 pub(super) const CASES: &[Case] = &[
-    case!("mixmatch_loss/3x2", 3, 2, |x| Ok(mixmatch_loss(&x[0], &x[1], RISE, &clock_of_cases(&x[0])?)?[0].clone())),
-    case!(
-        "mixmatch_loss/15x10",
-        15,
-        10,
-        |x| Ok(mixmatch_loss(&x[0], &x[1], RISE, &clock_of_cases(&x[0])?)?[0].clone())
-    ),
-    case!(
-        "mixmatch_loss/12x43",
-        12,
-        43,
-        |x| Ok(mixmatch_loss(&x[0], &x[1], RISE, &clock_of_cases(&x[0])?)?[0].clone())
-    ),
+    case!("mixmatch_loss/3x2", 3, 2, |x| loss_of_case(x, true)),
+    case!("mixmatch_loss/15x10", 15, 10, |x| loss_of_case(x, false)),
+    case!("mixmatch_loss/12x43", 12, 43, |x| loss_of_case(x, true)),
 ];
 
 /// Real sizes: device agreement and benchmarks.
-pub(super) const LARGE: &[Case] =
-    &[case!("mixmatch_loss/384x10", 384, 10, |x| Ok(
-        mixmatch_loss(&x[0], &x[1], RISE, &clock_of_cases(&x[0])?)?[0].clone()
-    ))];
+pub(super) const LARGE: &[Case] = &[case!("mixmatch_loss/384x10", 384, 10, |x| loss_of_case(x, false))];
 
 #[cfg(test)]
 mod tests {
@@ -418,11 +444,14 @@ mod tests {
         assert_eq!(rise.at(30, 5), 15.25);
         assert_eq!((rise.at(0, 0), rise.at(200, 0), rise.at(500, 3)), (0.0, 100.0, 100.0));
         assert_eq!(Rise { ramp: 0.0, ..rise }.at(0, 0), 100.0);
-        let [loss, rows] = mixmatch_loss(&x, &t, rise, &clock).unwrap();
+        let [loss, rows] = mixmatch_loss(&x, 0, &t, rise, &clock).unwrap();
         let rows = rows.to_vec::<f32>().unwrap();
         close(&[rows[2] / 3.0, rows[0] / 1.5 / 15.25], &[0.732_504, 0.046_667]);
         close(&loss.to_vec::<f32>().unwrap(), &[0.732_504_4 + 15.25 * 0.046_666_667]);
-        assert!(mixmatch_loss(&tensor(&[4, 3], &[0.0; 12]), &tensor(&[4, 3], &[0.0; 12]), rise, &clock).is_err());
+        let last = slice_rows(&x, 2, 1).unwrap();
+        close(&mixmatch_loss(&last, 2, &t, rise, &clock).unwrap()[0].to_vec::<f32>().unwrap(), &[0.732_504_4]);
+        assert!(mixmatch_loss(&last, 3, &t, rise, &clock).is_err());
+        assert!(mixmatch_loss(&tensor(&[4, 3], &[0.0; 12]), 0, &tensor(&[4, 3], &[0.0; 12]), rise, &clock).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::supervised::diverged;
 use super::{EpochEnd, Evaluator, Fit, Model, Pass, Trainer};
+use crate::autograd::Grads;
 use crate::clock::Clock;
 use crate::data::PoolIdx;
 use crate::device::cuda::Replay;
@@ -198,18 +199,22 @@ impl Learner {
         let q = ops::guess(&guesses[0], &guesses[1], self.ssl.temperature)?;
         let targets = ops::mix_targets(labels, &q, mixtures, clock)?;
         let images = ops::mix_images([x, u, v], mixtures, clock)?;
-        let logits = if whole {
-            forward(&[&images], false)?.remove(0)
-        } else {
-            let part = |i: usize| ops::slice_rows(&images, i * batch, batch);
-            let logits = forward(&[&part(0)?, &part(1)?, &part(2)?], false)?;
-            ops::concat_rows(&logits.iter().collect::<Vec<_>>())?
-        };
-        let [loss, _] = ops::mixmatch_loss(&logits, &targets, rise, clock)?;
-        drop(logits);
-        let grads = loss.backward(params)?;
-        let value = loss.detach();
-        drop(loss); // frees the graph's windows on the weights before they move
+        let mut done: Option<(Tensor, Grads)> = None;
+        let rows = if whole { 3 * batch } else { batch };
+        // A batch's backward pass follows its forward pass: the activations of one batch are kept, not those of three.
+        for first in (0..3 * batch).step_by(rows) {
+            let logits = forward(&[&ops::slice_rows(&images, first, rows)?], false)?.remove(0);
+            let [loss, _] = ops::mixmatch_loss(&logits, first, &targets, rise, clock)?;
+            let more = loss.backward(params)?;
+            done = Some(match done {
+                None => (loss.detach(), more),
+                Some((sum, mut grads)) => {
+                    grads.add(more)?;
+                    (ops::add(&sum, &loss.detach())?, grads)
+                }
+            });
+        }
+        let (value, grads) = done.ok_or_else(|| x.shape().refuse("mixmatch", "some images"))?;
         self.model.params.absorb(&seen)?;
         self.sgd.step(&mut self.model.params, &mut self.average.params, &grads, clock)?;
         Ok(value)
