@@ -1,5 +1,6 @@
 //! Selection at pool size. `cargo bench --bench select` times with criterion; `benches/selection.py` runs the built
-//! program with `--once CASE` for one timed run next to its peers, on data written once with `--write CASE FOLDER`.
+//! program with `--once CASE` for one timed run, or `--again CASE` for the second of two, next to its peers, on data written
+//! once with `--write CASE FOLDER`.
 
 use std::time::{Duration, Instant};
 
@@ -125,37 +126,41 @@ fn peak() -> u64 {
     line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// Prints seconds, a fingerprint of the result and the peak of memory in KiB.
-fn once(case: &Case) {
+/// Prints seconds of the last run, a fingerprint of the result and the peak of memory in KiB.
+fn timed(case: &Case, runs: usize) {
     let x = case.points();
+    let (seconds, print) = (0..runs).map(|_| run(case, &x)).last().expect("at least one run");
+    println!("{:.4} {print:.0} {}", seconds.as_secs_f64(), peak());
+}
+
+fn run(case: &Case, x: &Tensor) -> (Duration, f64) {
     let sum = |ids: Vec<u32>| ids.into_iter().map(f64::from).sum::<f64>();
-    let (seconds, print) = match case.rule {
+    match case.rule {
         Rule::KCenter { labelled } => {
             let (labelled, rest) = split(case, labelled);
             let start = Instant::now();
-            let p = kcenter(&x, &labelled, &rest, case.k).unwrap();
+            let p = kcenter(x, &labelled, &rest, case.k).unwrap();
             (start.elapsed(), sum(p.ids))
         }
         Rule::Badge { classes } => {
             let delta = case.gradients(classes);
             let start = Instant::now();
-            let ids = kmeans_pp(Points::Gradients { delta: &delta, h: &x }, case.k, Rng::new(3)).unwrap();
+            let ids = kmeans_pp(Points::Gradients { delta: &delta, h: x }, case.k, Rng::new(3)).unwrap();
             (start.elapsed(), sum(ids))
         }
         Rule::KMeans { iterations } => {
             let first: Vec<u32> = (0..case.k as u32).collect();
-            let centres = gather_rows(&x, &Tensor::new(&Device::Cpu, [case.k], &first).unwrap()).unwrap();
+            let centres = gather_rows(x, &Tensor::new(&Device::Cpu, [case.k], &first).unwrap()).unwrap();
             let start = Instant::now();
-            let c = lloyd(&x, &centres, iterations, 0.0).unwrap();
+            let c = lloyd(x, &centres, iterations, 0.0).unwrap();
             (start.elapsed(), c.distances.to_f64().unwrap().iter().sum())
         }
         Rule::Linkage { clusters } => {
             let start = Instant::now();
-            let tree = average_linkage(&x, 8 << 30, &|| Ok(())).unwrap();
+            let tree = average_linkage(x, 8 << 30, &|| Ok(())).unwrap();
             (start.elapsed(), pairs(&tree.cut(clusters)))
         }
-    };
-    println!("{:.4} {print:.0} {}", seconds.as_secs_f64(), peak());
+    }
 }
 
 /// Pairs of rows in one cluster.
@@ -206,7 +211,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let case = |name: &str| CASES.iter().find(|c| c.name == name).expect("a case of this name");
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--once", name] => once(case(name)),
+        ["--once", name] => timed(case(name), 1),
+        ["--again", name] => timed(case(name), 2),
         ["--write", name, folder] => write(case(name), folder),
         _ => {
             let mut c = Criterion::default().configure_from_args();
