@@ -274,7 +274,7 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 // Places in shared memory are SharedAt, a 32-bit address to which bytes are added; AT is added by the instruction.
 // ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
 // cp_async16   16 bytes from global to shared memory, or zeros when not valid (the source is not looked at then); both
-//              aligned to 16
+//              aligned to 16; cp_async16_cached: zeros when `skip` is not zero
 // cp_async4    4 bytes, for tiles whose rows are not multiples of 16 bytes
 // cp_commit    closes this thread's group of copies
 // cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
@@ -282,6 +282,8 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 
 // Keeps a value in a register: the compiler would rather compute it again in every turn of a loop.
 DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+DEVICE void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+DEVICE void keep(ptrdiff_t& v) { asm volatile("" : "+l"(v)); }
 template <class T>
 DEVICE void keep(T*& p) {
     asm volatile("" : "+l"(p));
@@ -324,9 +326,11 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row) {
 
 // .cg: past the L1 cache, for what a block reads once; .ca: through it, for windows that overlap.
 template <int AT = 0>
-DEVICE void cp_async16_cached(SharedAt dst, const void* src, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
-                 : "memory");
+DEVICE void cp_async16_cached(SharedAt dst, const void* src, uint32_t skip) {
+    asm volatile(
+        "{ .reg .pred skip; setp.ne.b32 skip, %2, 0; cp.async.ca.shared.global [%0 + %3], [%1], 16, skip; }" ::"r"(dst),
+        "l"(src), "r"(skip), "n"(AT)
+        : "memory");
 }
 template <int AT = 0>
 DEVICE void cp_async16(SharedAt dst, const void* src, bool valid) {
@@ -367,8 +371,8 @@ inline void cp_async16(SharedAt dst, const void* src, bool valid, EMU_AT) {
     emu::cp_async(dst + AT, src, 16, valid, file, line);
 }
 template <int AT = 0>
-inline void cp_async16_cached(SharedAt dst, const void* src, bool valid, EMU_AT) {
-    emu::cp_async(dst + AT, src, 16, valid, file, line);
+inline void cp_async16_cached(SharedAt dst, const void* src, uint32_t skip, EMU_AT) {
+    emu::cp_async(dst + AT, src, 16, skip == 0, file, line);
 }
 template <int AT = 0>
 inline void cp_async4(SharedAt dst, const void* src, bool valid, EMU_AT) {

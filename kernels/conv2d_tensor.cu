@@ -21,13 +21,32 @@ DEVICE int place(int row, int piece) {
     return (row * PIECES + (piece ^ (row / SHARE & MASK))) * 16;
 }
 
-// Fragment I (16 rows of A, or 16 columns of B) at depth 16 D of a tile: kept as rows of BK, or if TURN as BK rows.
-// `at`: the lane's place in fragment 0 at depth 0.
-template <bool TURN, int PIECES, int I, int D>
-DEVICE void fragment(uint32_t (&r)[4], SharedAt tile, int at) {
-    if (TURN) ldmatrix_x4_trans<D * PIECES * 256>(r, tile + (at ^ I * 32));
-    else ldmatrix_x4<I * 2048>(r, tile + (at ^ D * 32));
-}
+// Where a lane finds its part of N fragments (16 rows of A, or 16 columns of B) in a stage: kept as rows of BK, or if
+// TURN as BK rows. Only stages differ in what is added, so a fragment is one instruction.
+template <bool TURN, int PIECES, int N>
+struct Fragments {
+    static constexpr int PLACES = TURN ? N : BK / 16;
+    SharedAt at[PLACES];
+
+    // The lane's row and piece in fragment 0 at depth 0; the next is two pieces further.
+    DEVICE Fragments(SharedAt tile, int row, int piece) {
+#pragma unroll
+        for (int i = 0; i < PLACES; i++) at[i] = tile + place<PIECES>(row, piece + 2 * i);
+    }
+    DEVICE void move(int bytes) {
+#pragma unroll
+        for (int i = 0; i < PLACES; i++) {
+            at[i] += bytes;
+            keep(at[i]);
+        }
+    }
+    // Fragment I at depth 16 D.
+    template <int I, int D>
+    DEVICE void get(uint32_t (&r)[4]) const {
+        if (TURN) ldmatrix_x4_trans<D * PIECES * 256>(r, at[TURN ? I : 0]);
+        else ldmatrix_x4<I * 2048>(r, at[TURN ? 0 : D]);
+    }
+};
 
 // The shares of four warps in a BM x COLS product.
 template <int BM, int COLS>
@@ -57,49 +76,45 @@ struct Tile {
     // `load(a, b)` starts the copies of the next BK of the depth; a barrier lies between any two calls.
     template <bool ATURN, bool BTURN, class Load>
     DEVICE void product(SharedAt stages, int depth, Load load) {
-        int lane = threadIdx.x % 32;
-        int a_at = ATURN ? place<BM / 8>(lane % 8 + lane / 16 * 8, row0 / 8 + lane / 8 % 2)
-                         : place<BK / 8>(row0 + lane % 16, lane / 16);
-        int b_at = BTURN ? place<COLS / 8>(lane % 16, col0 / 8 + lane / 16)
-                         : place<BK / 8>(col0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
-        keep(a_at);
-        keep(b_at);
-        int steps = (depth + BK - 1) / BK;
+        unsigned lane = threadIdx.x % 32;
+        int over = lane % 8 + lane / 16 * 8, next = lane / 8 % 2;
+        Fragments<ATURN, ATURN ? BM / 8 : BK / 8, TM> fa(stages, ATURN ? over : row0 + lane % 16,
+                                                         ATURN ? row0 / 8 + next : lane / 16);
+        Fragments<BTURN, BTURN ? COLS / 8 : BK / 8, TN / 2> fb(stages + A_BYTES, BTURN ? lane % 16 : col0 + over,
+                                                               BTURN ? col0 / 8 + lane / 16 : next);
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
-            if (i < steps) load(stages + i * STAGE, stages + i * STAGE + A_BYTES);
+            if (i * BK < depth) load(stages + i * STAGE, stages + i * STAGE + A_BYTES);
             cp_commit();
             __syncthreads();
         }
         int use = 0, fill = (STAGES - 1) * STAGE;
-        for (int i = 0; i < steps; i++) {
+        for (int left = depth; left > 0; left -= BK) {
             cp_wait<STAGES - 2>();
             __syncthreads();  // the stage is there for all, and the one to fill has been used by all
-            if (i + STAGES - 1 < steps) load(stages + fill, stages + fill + A_BYTES);
+            if (left > (STAGES - 1) * BK) load(stages + fill, stages + fill + A_BYTES);
             cp_commit();
-            SharedAt a = stages + use, b = a + A_BYTES;
-            int left = depth - i * BK;
             each<BK / 16>([&](auto d) {
                 constexpr int D = decltype(d)::value;
-                if (left <= D * 16) return;
-                uint32_t fa[TM][4];
-                each<TM>([&](auto k) {
-                    constexpr int I = decltype(k)::value;
-                    fragment<ATURN, BM / 8, I, D>(fa[I], a, a_at);
-                });
-                each<TN / 2>([&](auto k) {
-                    constexpr int J = decltype(k)::value;
-                    uint32_t fb[4];
-                    fragment<BTURN, COLS / 8, J, D>(fb, b, b_at);
+                if (D > 0 && left <= D * 16) return;
+                uint32_t a[TM][4];
+                each<TM>([&](auto i) { fa.template get<decltype(i)::value, D>(a[i.value]); });
+                each<TN / 2>([&](auto j) {
+                    constexpr int J = decltype(j)::value;
+                    uint32_t b[4];
+                    fb.template get<J, D>(b);
 #pragma unroll
                     for (int i = 0; i < TM; i++) {
-                        mma_bf16(sum[i][2 * J], fa[i], {fb[0], fb[1]});
-                        mma_bf16(sum[i][2 * J + 1], fa[i], {fb[2], fb[3]});
+                        mma_bf16(sum[i][2 * J], a[i], {b[0], b[1]});
+                        mma_bf16(sum[i][2 * J + 1], a[i], {b[2], b[3]});
                     }
                 });
             });
-            use = use + STAGE == STAGES * STAGE ? 0 : use + STAGE;
-            fill = fill + STAGE == STAGES * STAGE ? 0 : fill + STAGE;
+            int on = use == (STAGES - 1) * STAGE ? -use : STAGE;
+            fill = use;  // it has been used
+            use += on;
+            fa.move(on);
+            fb.move(on);
         }
         cp_wait<0>();
         __syncthreads();  // shared memory is free again
@@ -137,15 +152,78 @@ struct Tile {
     }
 };
 
-// Which taps of a window lie inside of an image: bits [0, 15) its rows, bits [16, 31) its columns. The bounds are the
-// first and the one behind the last that does.
-DEVICE uint32_t inside(int top, int bottom, int left, int right) {
-    auto bits = [](int from, int to) { return to > from ? (1u << to) - (1u << from) : 0u; };
-    return bits(top, bottom) | bits(left, right) << 16;
+// Which taps of a window lie outside of an image: bits [0, 16) its rows, bits [16, 32) its columns. The bounds are the
+// first inside and the one behind the last, if there are any; fifteen taps are the most, so the last bit of both is set.
+DEVICE uint32_t outside(int top, int bottom, int left, int right) {
+    auto bits = [](int from, int to) { return (1u << min(from, 15)) - 1 | ~0u << max(to, 0); };
+    return bits(top, bottom) & 0xffff | bits(left, right) << 16;
 }
-DEVICE uint32_t tap_bits(int r, int s) { return 1u << r | 1u << (16 + s); }
-constexpr uint32_t NO_TAP = 1u << 15;  // in no window
-DEVICE bool has(uint32_t window, uint32_t taps) { return (window & taps) == taps; }
+constexpr uint32_t ALL = ~0u;  // the taps of a row that is beyond the last
+constexpr int FIRST_COLUMN = 16;
+
+// How far to go, on top of the channels of a tap, to the next tap and on top of that to the next row of taps.
+struct Jumps {
+    ptrdiff_t tap, row;
+};
+
+// A place in the windows: it goes through the channels of a tap, then to the next tap of its row, then to the next row.
+// Two addresses go with it, in bytes. Behind the last tap it stays in a row that is outside of every window.
+struct Walk {
+    const char* at;
+    ptrdiff_t along = 0;
+    int channel, channels;
+    uint32_t row = 1, column = 1 << FIRST_COLUMN, rows, columns;  // bits of a tap, and of the ones behind the last
+    Jumps at_jumps, along_jumps;
+
+    DEVICE Walk(const void* at, int channel, int channels, int r, int s, Jumps at_jumps, Jumps along_jumps)
+        : at(static_cast<const char*>(at)), channel(channel), channels(channels), rows(1u << r),
+          columns(1u << (FIRST_COLUMN + s)), at_jumps(at_jumps), along_jumps(along_jumps) {
+        keep(rows);
+        keep(columns);
+        carry();
+    }
+    DEVICE void carry() {
+        while (channel >= channels && row != rows) {
+            channel -= channels;
+            at += at_jumps.tap;
+            along += along_jumps.tap;
+            column *= 2;
+            if (column == columns) {
+                column = 1 << FIRST_COLUMN;
+                row *= 2;
+                at += at_jumps.row;
+                along += along_jumps.row;
+            }
+        }
+    }
+    DEVICE void go(int by, ptrdiff_t at_bytes, ptrdiff_t along_bytes) {
+        channel += by;
+        at += at_bytes;
+        along += along_bytes;
+        carry();
+    }
+    DEVICE bool ended() const { return row == rows; }
+};
+
+// The windows of 128 pixels as rows of A. A thread copies one piece of eight of them.
+struct Windows {
+    int own[8];  // where they begin, in pieces of 16 bytes
+    uint32_t skip[8];
+
+    DEVICE Windows(const int* from, const uint32_t* window) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            own[i] = from[threadIdx.x / 8 + 16 * i];
+            skip[i] = window[threadIdx.x / 8 + 16 * i];
+        }
+    }
+    DEVICE void load(SharedAt to, const Walk& walk) const {
+        uint32_t tap = walk.row | walk.column;
+        each<8>([&](auto i) {
+            cp_async16_cached<i.value * 2048>(to, walk.at + (ptrdiff_t)own[i.value] * 16, skip[i.value] & tap);
+        });
+    }
+};
 
 // Writes a staged tile of bf16, 128 x COLS, to rows that start at `out[row]` (none if negative), 16 bytes at a time
 // where rows are aligned.
@@ -161,13 +239,16 @@ DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, i
         }
         return;
     }
-    int piece = threadIdx.x % PIECES, col = col0 + piece * 8;
+    int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, col = col0 + piece * 8;
     if (col >= cols) return;
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-        int row = threadIdx.x / PIECES + THREADS / PIECES * i;
-        if (out[row] >= 0) store16(to + out[row] + col, load16(staged + place<PIECES>(row, piece)));
-    }
+    const char* from = staged + place<PIECES>(first, piece);
+    to += col;
+    keep(to);
+    each<PIECES>([&](auto i) {
+        constexpr int ROW = THREADS / PIECES * decltype(i)::value;
+        int start = out[first + ROW];
+        if (start >= 0) store16(to + start, load16(from + ROW * PIECES * 16));
+    });
 }
 
 #define SOURCE "conv2d_tensor.cu"
@@ -237,55 +318,36 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     SHARED(int, from, [128]);
     SHARED(uint32_t, window, [128]);
     SHARED(int, out, [128]);
-    int t = threadIdx.x, first = blockIdx.y * 128, col0 = blockIdx.x * BN;
+    unsigned t = threadIdx.x;
+    int first = blockIdx.y * 128, col0 = blockIdx.x * BN;
     int depth = r * s * c, rows = min(128, n * p * q - first);
     {
         int pixel = first + t;
         int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
         int top = pi * stride - pad, left = qi * stride - pad;
         bool in = t < rows;
-        from[t] = in ? ((ni * h + top) * w + left) * c : 0;
-        window[t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
+        from[t] = in ? ((ni * h + top) * w + left) * (c / 8) : 0;
+        window[t] = in ? outside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : ALL;
         out[t] = in ? pixel * k : -1;
     }
     __syncthreads();
-    const char* own[8];
-    uint32_t taps[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        own[i] = reinterpret_cast<const char*>(x + from[t / 8 + 16 * i]);
-        keep(own[i]);
-        taps[i] = window[t / 8 + 16 * i];
-    }
-    int ci = t % 8 * 8, ri = 0, si = 0, d = ci;  // the place of this thread's piece in the window
-    auto carry = [&]() {
-        while (ci >= c) {
-            ci -= c;
-            if (++si == s) si = 0, ri++;
-        }
-    };
-    carry();
+    Windows windows(from, window);
+    Walk walk(x + t % 8 * 8, t % 8 * 8, c, r, s, {0, (ptrdiff_t)(w - s) * c * 2}, {0, 0});
     int to = place<8>(t / 8, t % 8);
+    keep(to);
     // Filters beyond the last are the first again: what they give is not written.
-    const bf16* filter[BN / 16];
+    const char* filter[BN / 16];
 #pragma unroll
     for (int i = 0; i < BN / 16; i++) {
         int row = col0 + t / 8 + 16 * i;
-        filter[i] = wt + (row < k ? (size_t)row * depth : 0) + d;
+        filter[i] = reinterpret_cast<const char*>(wt + (row < k ? (size_t)row * depth : 0) + t % 8 * 8);
+        keep(filter[i]);
     }
     Tile<128, BN> tile;
     tile.template product<false, false>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        ptrdiff_t at = ((ri * w + si) * c + ci) * 2;  // bytes, of one image
-        bool live = d < depth;
-        uint32_t tap = live ? tap_bits(ri, si) : NO_TAP;
-        each<8>([&](auto i) { cp_async16_cached<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
-        each<BN / 16>([&](auto i) {
-            cp_async16<i.value * 2048>(b + to, filter[i.value], live);
-            filter[i.value] += BK;
-        });
-        ci += BK;
-        d += BK;
-        carry();
+        windows.load(a + to, walk);
+        each<BN / 16>([&](auto i) { cp_async16<i.value * 2048>(b + to, filter[i.value] + walk.along, !walk.ended()); });
+        walk.go(BK, BK * 2, BK * 2);
     });
 
     if (bias_on) {
@@ -301,23 +363,23 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     if (!part_on) return;
     // Sums of the columns are a product with ones, sums of their squares the diagonal of Yt Y; 16 columns a warp. Rows
     // beyond the last pixel are zeros and add nothing.
-    int lane = t % 32;
+    unsigned lane = t % 32;
     for (int g = t / 32; g < BN / 16; g += 4) {
-        int at_a = place<BN / 8>(lane % 8 + lane / 16 * 8, 2 * g + lane / 8 % 2);
-        int at_b = place<BN / 8>(lane % 16, 2 * g + lane / 16);
+        Fragments<true, BN / 8, 1> fa(shared_at(stages), lane % 8 + lane / 16 * 8, 2 * g + lane / 8 % 2);
+        Fragments<true, BN / 8, 1> fb(shared_at(stages), lane % 16, 2 * g + lane / 16);
         float total[2][4] = {}, square[2][4] = {};
         const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
         each<8>([&](auto d) {
-            uint32_t fa[4], fb[4];
-            fragment<true, BN / 8, 0, decltype(d)::value>(fa, shared_at(stages), at_a);
-            fragment<true, BN / 8, 0, decltype(d)::value>(fb, shared_at(stages), at_b);
-            mma_bf16(total[0], ones, {fb[0], fb[1]});
-            mma_bf16(total[1], ones, {fb[2], fb[3]});
-            mma_bf16(square[0], fa, {fb[0], fb[1]});
-            mma_bf16(square[1], fa, {fb[2], fb[3]});
+            uint32_t a[4], b[4];
+            fa.template get<0, decltype(d)::value>(a);
+            fb.template get<0, decltype(d)::value>(b);
+            mma_bf16(total[0], ones, {b[0], b[1]});
+            mma_bf16(total[1], ones, {b[2], b[3]});
+            mma_bf16(square[0], a, {b[0], b[1]});
+            mma_bf16(square[1], a, {b[2], b[3]});
         });
         // Row and column `own` of the left product, and eight further of the right one, are with one lane in four.
-        int own = lane / 4;
+        unsigned own = lane / 4;
         if (lane % 4 != own / 2) continue;
         each<2>([&](auto half) {
             constexpr int H = decltype(half)::value;
@@ -360,7 +422,8 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     SHARED(int, from, [128]);
     SHARED(uint32_t, window, [128]);
     SHARED(int, out, [128]);
-    int t = threadIdx.x, first = blockIdx.y * 128, col0 = blockIdx.x * BN;
+    unsigned t = threadIdx.x;
+    int first = blockIdx.y * 128, col0 = blockIdx.x * BN;
     int below = blockIdx.z / stride, right = blockIdx.z % stride;  // the class
     int hs = (h - below + stride - 1) / stride, ws = (w - right + stride - 1) / stride;
     int r0 = (below + pad) % stride, s0 = (right + pad) % stride;  // the first taps that reach it
@@ -372,64 +435,47 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
         int wi = pixel % ws * stride + right, hi = pixel / ws % hs * stride + below, ni = pixel / ws / hs;
         int up = (hi + pad - r0) / stride, back = (wi + pad - s0) / stride;  // the output of the first tap
         bool in = pixel < n * hs * ws;
-        from[t] = in ? ((ni * p + up) * q + back) * kd : 0;
-        window[t] = in ? inside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1)) : 0;
+        from[t] = in ? ((ni * p + up) * q + back) * (kd / 8) : 0;
+        window[t] = in ? outside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1)) : ALL;
         out[t] = in ? ((ni * h + hi) * w + wi) * c : -1;
     }
     __syncthreads();
-    const char* own[8];
-    uint32_t taps[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        own[i] = reinterpret_cast<const char*>(dy + from[t / 8 + 16 * i]);
-        keep(own[i]);
-        taps[i] = window[t / 8 + 16 * i];
-    }
-    int ki = t % 8 * 8, ri = 0, si = 0, d = ki;  // the piece of dy: channel, taps from the first, depth
-    constexpr int PIECES = BN / 8;
-    int kb = t / PIECES, rb = 0, sb = 0, db = kb;  // the row of filters
-    auto carry = [&](int& kc, int& rc, int& sc) {
-        while (kc >= kd && rc < rs) {
-            kc -= kd;
-            if (++sc == ss) sc = 0, rc++;
-        }
-    };
-    carry(ki, ri, si);
-    carry(kb, rb, sb);
-    int to = place<8>(t / 8, t % 8), to_b = place<PIECES>(t / PIECES, t % PIECES);
+    Windows windows(from, window);
+    constexpr int PIECES = BN / 8, ROWS = THREADS / PIECES;
     // Channels beyond the last are the first again: what they give is not written.
-    const bf16* filters = wt + (col0 + t % PIECES * 8 < cw ? col0 + t % PIECES * 8 : 0);
-    int filter = r * s * cw;
-    bool whole = kd % BK == 0 && k == kd;  // a step is inside of one tap
+    const bf16* filters = wt + (r0 * s + s0) * cw + (col0 + t % PIECES * 8 < cw ? col0 + t % PIECES * 8 : 0);
+    ptrdiff_t filter = (ptrdiff_t)r * s * cw, step = ROWS * filter * 2;
+    Jumps jumps{(stride * cw - kd * filter) * 2, (ptrdiff_t)(s - ss) * stride * cw * 2};
+    // The next tap of dy is the pixel before.
+    Walk walk(dy + t % 8 * 8, t % 8 * 8, kd, rs, ss, {-4 * kd, (ptrdiff_t)(ss - q) * kd * 2}, jumps);
+    const char* row = reinterpret_cast<const char*>(filters + t / PIECES * filter);
+    int to = place<8>(t / 8, t % 8), to_b = place<PIECES>(t / PIECES, t % PIECES);
+    keep(row);
+    keep(step);
+    keep(to);
+    keep(to_b);
     Tile<128, BN> tile;
-    tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        ptrdiff_t at = (ki - (ri * q + si) * kd) * 2;  // bytes, of one image
-        uint32_t tap = d < depth ? tap_bits(ri, si) : NO_TAP;
-        each<8>([&](auto i) { cp_async16_cached<i.value * 2048>(a + to, own[i.value] + at, has(taps[i.value], tap)); });
-        auto row = [&]() {
-            return filters + (ptrdiff_t)kb * filter + ((r0 + rb * stride) * s + s0 + sb * stride) * cw;
-        };
-        if (whole) {
-            const char* next = reinterpret_cast<const char*>(row());
-            ptrdiff_t step = (ptrdiff_t)(THREADS / PIECES) * filter * 2;
+    if (kd % BK == 0 && k == kd) {  // a step is inside of one tap
+        tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+            windows.load(a + to, walk);
+            const char* next = row + walk.along;
             each<BN / 16>([&](auto i) {
                 cp_async16<i.value * 2048>(b + to_b, next, true);
                 next += step;
             });
-            kb += BK;
-            carry(kb, rb, sb);
-        } else {
+            walk.go(BK, BK * 2, BK * filter * 2);
+        });
+    } else {
+        Walk rows(row, t / PIECES, kd, rs, ss, jumps, {0, 0});
+        tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+            windows.load(a + to, walk);
+            walk.go(BK, BK * 2, 0);
             each<BN / 16>([&](auto i) {
-                cp_async16<i.value * 2048>(b + to_b, row(), db < depth && kb < k);
-                kb += THREADS / PIECES;
-                db += THREADS / PIECES;
-                carry(kb, rb, sb);
+                cp_async16<i.value * 2048>(b + to_b, rows.at, !rows.ended() && rows.channel < k);
+                rows.go(ROWS, step, 0);
             });
-        }
-        ki += BK;
-        d += BK;
-        carry(ki, ri, si);
-    });
+        });
+    }
     tile.stage(stages);
     __syncthreads();
     write_rows<BN>(dx, stages, out, col0, c);
@@ -438,7 +484,7 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
 // Weight gradients of a chunk of output pixels. Rows are window places (r, s, c), columns output channels, depth the
 // pixels of the chunk.
 //   part (chunks, k, r s c)   x (n, h, w, c)   dy (n, p, q, kd), kd >= k
-// Launch:  grid (r s c / BM, k / BN, chunks), rounded up, BM = 64 for BN < 64, else 128; block 128.
+// Launch:  grid (r s c / BM, k / BN, chunks), rounded up, BM as below; block 128.
 // Traffic: a block reads the windows of its places and its channels of dy once.
 // Repeats: bit-identical: sum_chunks_f32 adds the chunks in a fixed order.
 // Limits:  c % 8 == 0, kd % 8 == 0; r, s <= 15.
@@ -460,64 +506,101 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_wgrad_bf16)(
     int pad,
     int chunk
 ) {
-    constexpr int BM = BN < 64 ? 64 : 128;
+    constexpr int BM = BN < 64 ? 64 : BN == 64 ? 192 : 128;  // 192: nine taps of 64 channels are three times as many
     DYN_SHARED(char, stages);
-    SHARED(int, from, [2 * BK]);
-    SHARED(uint32_t, window, [2 * BK]);
-    int t = threadIdx.x, row0 = blockIdx.x * BM, col0 = blockIdx.y * BN;
+    SHARED(int, from, [2 * BK]);  // the pixels of two steps, as in the forward pass
+    SHARED(uint32_t, skip, [2 * BK]);
+    unsigned t = threadIdx.x;
+    int row0 = blockIdx.x * BM, col0 = blockIdx.y * BN;
     int places = r * s * c, first = blockIdx.z * chunk, depth = min(chunk, n * p * q - first);
-    constexpr int APIECES = BM / 8, AROWS = THREADS / APIECES, BPIECES = BN / 8, BROWS = THREADS / BPIECES;
+    constexpr int APIECES = BM / 8, BPIECES = BN / 8, BROWS = THREADS / BPIECES;
 
     // The pixels of a step, by one thread each, a step ahead of the copies.
     int pixel = first + t % BK, turn = 0;
+    int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
+    int right = BK % q, down = BK / q % p, on = BK / q / p;  // from a step to the next
+    keep(right);
+    keep(down);
+    keep(on);
     auto prepare = [&]() {
         if (t < BK) {
-            int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
             int top = pi * stride - pad, left = qi * stride - pad;
-            from[turn * BK + t] = ((ni * h + top) * w + left) * c;
             bool in = pixel < first + depth;
-            window[turn * BK + t] = in ? inside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : 0;
+            from[turn + t] = ((ni * h + top) * w + left) * (c / 8);
+            skip[turn + t] = in ? outside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : ALL;
             pixel += BK;
+            qi += right;
+            pi += down;
+            ni += on;
+            if (qi >= q) qi -= q, pi++;
+            if (pi >= p) pi -= p, ni++;
         }
-        turn ^= 1;
+        turn ^= BK;
     };
     prepare();
     __syncthreads();
 
-    int there = row0 + t % APIECES * 8;  // the place in the window of this thread's piece
-    int ci = there % c, si = there / c % s, ri = there / c / s;
-    uint32_t tap = there < places ? tap_bits(ri, si) : NO_TAP;
-    const char* own = reinterpret_cast<const char*>(x + ((ri * w + si) * c + ci));
-    keep(own);
-    int to = place<APIECES>(t / APIECES, t % APIECES), to_b = place<BPIECES>(t / BPIECES, t % BPIECES);
+    // This thread's pieces of A: one in 64 places of the window, in four rows.
+    const char* own[BM / 64];
+    uint32_t tap[BM / 64];
+#pragma unroll
+    for (int j = 0; j < BM / 64; j++) {
+        int there = row0 + j * 64 + t % 8 * 8;
+        int ci = there % c, si = there / c % s, ri = there / c / s;
+        tap[j] = there < places ? 1u << ri | 1u << (FIRST_COLUMN + si) : ALL;
+        own[j] = reinterpret_cast<const char*>(x + ((ri * w + si) * c + ci));
+        keep(own[j]);
+    }
+    int to = place<APIECES>(t / 8, t % 8), to_b = place<BPIECES>(t / BPIECES, t % BPIECES);
     // Channels beyond the last are the first again: what they give is not written.
-    int col = col0 + t % BPIECES * 8, db = t / BPIECES;
-    const char* next = reinterpret_cast<const char*>(dy + (size_t)(first + db) * kd + (col < kd ? col : 0));
+    int col = col0 + t % BPIECES * 8, b_row = t / BPIECES, left = depth;
+    const char* next = reinterpret_cast<const char*>(dy + (size_t)(first + b_row) * kd + (col < kd ? col : 0));
     ptrdiff_t step = (ptrdiff_t)BROWS * kd * 2;
     keep(next);
     Tile<BM, BN> tile;
     tile.template product<true, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        int row = (turn ^ 1) * BK + t / APIECES;
+        int row = (turn ^ BK) + t / 8;
         keep(row);
-        each<BM / 16>([&](auto i) {
-            constexpr int AT = i.value * AROWS;
-            cp_async16_cached<i.value * 2048>(a + to, own + (ptrdiff_t)from[row + AT] * 2, has(window[row + AT], tap));
+        each<4>([&](auto i) {
+            ptrdiff_t begin = (ptrdiff_t)from[row + 16 * i.value] * 16;
+            uint32_t taps = skip[row + 16 * i.value];
+            each<BM / 64>([&](auto j) {
+                constexpr int AT = decltype(i)::value * 16 * APIECES * 16 + decltype(j)::value * 128;
+                cp_async16_cached<AT>(a + to, own[j.value] + begin, taps & tap[j.value]);
+            });
         });
-        each<BN / 16>([&](auto i) {
-            cp_async16<i.value * 2048>(b + to_b, next, db + BROWS * i.value < depth);
-            next += step;
-        });
-        db += BK;
+        auto copy = [&](auto whole) {
+            each<BN / 16>([&](auto i) {
+                cp_async16<i.value * 2048>(b + to_b, next, whole.value || left > b_row + BROWS * i.value);
+                next += step;
+            });
+        };
+        if (left >= BK) copy(Index<1>{});
+        else copy(Index<0>{});
+        left -= BK;
         prepare();
     });
-    float* to_part = part + (size_t)blockIdx.z * k * places;
-    tile.each_pair([&](auto i, auto j, auto v, int row, int col) {
-        row += row0;
-        col += col0;
-        const float* z = &tile.sum[i.value][j.value][v.value];
-        if (row >= places) return;
-        if (col < k) to_part[(size_t)col * places + row] = z[0];
-        if (col + 1 < k) to_part[(size_t)(col + 1) * places + row] = z[1];
-    });
+    unsigned lane = t % 32;
+    int row = row0 + tile.row0 + lane / 4;
+    col = col0 + tile.col0 + lane % 4 * 2;
+    float* to_part = part + ((size_t)blockIdx.z * k + col) * places + row;
+    ptrdiff_t next_col = places;
+    auto write = [&](auto whole) {
+        each<Tile<BM, BN>::TN>([&](auto j) {
+            each<2>([&](auto v) {
+                float* out = to_part + v.value * next_col;
+                keep(out);
+                if (!whole.value && col + v.value >= k) return;
+                each<Tile<BM, BN>::TM * 2>([&](auto i) {
+                    constexpr int I = decltype(i)::value;
+                    if (whole.value || row + I * 8 < places) out[I * 8] = tile.sum[I / 2][j.value][I % 2 * 2 + v.value];
+                });
+            });
+            to_part += 8 * next_col;
+            col += 8;
+        });
+    };
+    if (row0 + BM <= places && col0 + BN <= k) write(Index<1>{});
+    else write(Index<0>{});
 }
 #endif

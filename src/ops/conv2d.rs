@@ -216,6 +216,8 @@ mod tensor {
     const COLUMNS: [usize; 4] = [16, 32, 64, 128];
     /// Rows of a block of the forward pass and the gradient of the input.
     const ROWS: usize = 128;
+    /// Rows of a block of the weight gradient, by variant.
+    const WGRAD_ROWS: [usize; 4] = [64, 64, 192, 128];
     /// Threads of a block.
     const THREADS: u32 = 128;
     /// A grid of fewer blocks is made of narrower ones: about the multiprocessors of a large GPU. The sums are the
@@ -289,11 +291,12 @@ mod tensor {
     pub fn wgrad(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<()> {
         let ((x, wide), (dy_buf, kd)) = (padded(cuda, x, g.c)?, padded(cuda, dy, g.k)?);
         let v = COLUMNS.iter().position(|c| *c >= g.k).unwrap_or(3);
-        let rows = if v < 2 { 64 } else { 128 };
+        let rows = WGRAD_ROWS[v];
         let (places, pixels) = (g.r * g.s * wide, n * g.p * g.q);
         let (across, down) = (places.div_ceil(rows), g.k.div_ceil(COLUMNS[v]));
-        // Whole steps of 64 pixels, and at least four of them: what a block writes is then less than it reads.
-        let chunk = pixels.div_ceil((WGRAD_BLOCKS / (across * down)).max(1)).next_multiple_of(64).max(256);
+        // Whole steps of 64 pixels, and at least six of them: what a block does and writes only once is then the lesser
+        // part.
+        let chunk = pixels.div_ceil((WGRAD_BLOCKS / (across * down)).max(1)).next_multiple_of(64).max(384);
         let chunks = pixels.div_ceil(chunk);
         let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * g.k * places)?;
         let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared(rows, COLUMNS[v]));
