@@ -199,7 +199,8 @@ impl Duel {
         after: &mut dyn FnMut(&EpochEnd) -> Result<()>,
     ) -> Result<()> {
         let (data, recipe, device) = (trainer.data, trainer.recipe, &trainer.data.device);
-        let view = trainer.train_view(round)?.stored_as(recipe.precision.dtype());
+        // The shorter list is gone through many times in an epoch: its images are augmented anew each time.
+        let view = trainer.train_view(round)?.each_step().stored_as(recipe.precision.dtype());
         let plain = trainer.plain_view()?;
         let pass = Pass { view: &plain, batch: trainer.eval_batch, graphs: trainer.graphs };
         let mut evaluator = Evaluator::new(data, pass)?;
