@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::{Device, roofline};
-use dalcore::ops::{self, AdamRule, McRule, Mixtures, Pool, SgdEmaRule, View};
+use dalcore::ops::{self, AdamRule, McRule, Mixtures, Pool, Rise, SgdEmaRule, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Dtype, Tensor};
 
@@ -30,6 +30,8 @@ pub fn all() {
     optimizer(&devices);
     averaged_optimizer(&devices);
     mixtures(&devices);
+    sure_rows(&devices);
+    risen_losses(&devices);
     rows_of_zeros(&devices);
     moments(&devices);
     noise_of_a_step(&devices);
@@ -233,6 +235,7 @@ fn mixtures(devices: &[Device; 2]) {
         let targets = ops::mix_targets(&labels, &q, &mixtures, &clock).unwrap().to_f64().unwrap();
         let mix = || ops::cast(&ops::mix_images([&x, &u, &v], &mixtures, &clock)?, Dtype::F32)?.to_f64();
         let images = mix().unwrap();
+        nothing_is_invented(d, [&x, &u, &v], [&labels, &q], &mixtures, &clock);
         clock.advance(batch).unwrap();
         match d {
             Device::Cpu => assert!(mix().is_err()),
@@ -249,6 +252,74 @@ fn mixtures(devices: &[Device; 2]) {
         let unit = if bf16 { 2f64.powi(-8) } else { 3.0 * 2f64.powi(-24) };
         assert_close("images", &got[3], &want[3], |_| 4.0 * unit);
     }
+}
+
+/// A partner that is no row of the step, and a label that is no class: an error on the CPU; on a device the rows that are
+/// made of them are NaN, and no others.
+fn nothing_is_invented(
+    d: &Device,
+    images: [&Tensor; 3],
+    [labels, q]: [&Tensor; 2],
+    mixtures: &Mixtures,
+    clock: &Clock,
+) {
+    let [batch, c] = q.dims() else { panic!("guesses are a matrix") };
+    let rows = 3 * batch;
+    let mut partners = mixtures.partners.to_vec::<u32>().unwrap();
+    (partners[rows + 1], partners[rows + 9]) = (rows as u32, u32::MAX);
+    let partners = Tensor::new(d, [partners.len()], &partners).unwrap();
+    let none = Mixtures { partners, shares: mixtures.shares.clone() };
+    let mut unknown = labels.to_vec::<u32>().unwrap();
+    unknown[2] = *c as u32;
+    let unknown = Tensor::new(d, [*batch], &unknown).unwrap();
+    let bad = |rows: usize, made: dalcore::Result<Tensor>| match d {
+        Device::Cpu => {
+            assert!(made.is_err());
+            rows
+        }
+        Device::Cuda(_) => {
+            let made = ops::cast(&made.unwrap(), Dtype::F32).unwrap().to_vec::<f32>().unwrap();
+            made.chunks(made.len() / (3 * batch)).filter(|row| row.iter().any(|v| v.is_nan())).count()
+        }
+    };
+    assert_eq!(bad(2, ops::mix_images(images, &none, clock)), 2);
+    assert_eq!(bad(2, ops::mix_targets(labels, q, &none, clock)), 2);
+    // Labelled row 2, and the one whose partner it is.
+    assert_eq!(bad(2, ops::mix_targets(&unknown, q, mixtures, clock)), 2);
+}
+
+/// Margins of two views near certainty, at a tie and of rows with a NaN.
+fn sure_rows(devices: &[Device; 2]) {
+    let c = 43;
+    let mut logits = [9.0, 14.0, 30.0, 0.0, 9.0].map(|top| [vec![top], vec![0.0f32; c - 1]].concat());
+    logits[4][40] = f32::NAN;
+    let run = |d: &Device| {
+        let a = Tensor::new(d, [5, c], &logits.concat()).unwrap();
+        let b = Tensor::new(d, [5, c], &[vec![0.0; c], logits[..4].concat()].concat()).unwrap();
+        let one = Tensor::new(d, [2, 1], &[f32::NAN, 5.0]).unwrap();
+        [(&a, &a), (&a, &b), (&one, &one)].map(|(a, b)| ops::margin_of_mean(a, b).unwrap().to_f64().unwrap()).concat()
+    };
+    let (got, want) = (run(&devices[1]), run(&devices[0]));
+    assert!(want[0] < 0.01 && want[2] < 1e-10 && want[3].is_infinite() && want[4].is_nan(), "{want:?}");
+    assert_close("margins of sure rows", &got, &want, |w| 1e-5 * w.abs());
+}
+
+/// The loss while its weight rises, as it ends rising, afterwards, and where it never does.
+fn risen_losses(devices: &[Device; 2]) {
+    let run = |d: &Device, ramp: f32| {
+        let clock = Clock::new(d).unwrap();
+        clock.resume(25, 2, 0.1, [0, 5]).unwrap();
+        let matrix = |v: &[f32]| Tensor::new(d, [6, 5], v).unwrap();
+        let targets: Vec<f32> = noise(30, 31).iter().map(|v| 0.1 * (v + 2.0)).collect();
+        let rise = Rise { most: 8.0, ramp, steps: 10 };
+        let [_, rows] = ops::mixmatch_loss(&matrix(&noise(30, 30)), 0, &matrix(&targets), rise, &clock).unwrap();
+        rows.to_f64().unwrap()
+    };
+    let all = [0.0, 1.0, 2.5, 4.0].map(|ramp| (run(&devices[1], ramp), run(&devices[0], ramp)));
+    for (got, want) in &all {
+        assert_close("losses of rows", got, want, |w| 1e-5 * w.abs());
+    }
+    assert!(all[0].1 == all[1].1 && all[1].1 == all[2].1 && all[2].1 != all[3].1);
 }
 
 /// A row of zeros among others, and a window that starts anywhere: the same on both devices.

@@ -162,6 +162,11 @@ fn typical_rows(d: &Device) {
         };
         assert_eq!(run(d), run(&Device::Cpu), "{n} x {w}, {groups} clusters");
     }
+    // The last of the nearest 31 comes after one that is farther.
+    let line: Vec<f32> = (0..31).map(|v| v as f32).chain([40.0, 31.0]).collect();
+    let all: Vec<u32> = (0..33).collect();
+    let run = |d: &Device| typical(&Tensor::new(d, [33, 1], &line).unwrap(), &[0; 33], &all, 33, 31).unwrap();
+    assert_eq!(run(d), run(&Device::Cpu));
 }
 
 /// Labels, centres, distances and the rows picked are the same to the bit: copies and empty clusters, clusters of very
