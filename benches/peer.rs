@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         Some("lenet-eval") => println!("lenet-eval {}", lenet(&device, false)?),
         Some("lenet-mixmatch") => println!("lenet-mixmatch {}", lenet_mixmatch(&device)?),
         Some("resnet-train") => println!("resnet-train {}", resnet(&device, 3, false)?),
-        Some("resnet-mixmatch") => println!("resnet-mixmatch {}", resnet(&device, 2, true)?),
+        Some("resnet-mixmatch") => println!("resnet-mixmatch {}", resnet(&device, 3, true)?),
         Some("step") => println!("step {}", step(&args.next().unwrap_or_default(), &device)?),
         Some("once") => once(&args.next().unwrap_or_default(), &device)?,
         Some("layers") => {

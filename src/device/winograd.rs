@@ -17,6 +17,8 @@
 
 #![allow(clippy::needless_range_loop)] // indices run over several small arrays at once
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, store};
@@ -107,21 +109,45 @@ fn spread<V: Lane>(y: [V; OUT]) -> [V; IN] {
     [y[0], fma(odd_p, P, even_p), fma(odd_p, -P, even_p), fma(odd_q, Q, even_q), fma(odd_q, -Q, even_q), y[3]]
 }
 
+/// The pixels of a square of an image.
+struct Square<'a, const SIDE: usize> {
+    /// Of `c` floats each, of the columns inside only.
+    rows: [&'a [f32]; SIDE],
+    /// Those of the square that are inside the image; the others are zero.
+    inside: Range<usize>,
+}
+
+impl<const SIDE: usize> Square<'_, SIDE> {
+    /// Eight channels of row i from `at` on. `EDGE`: some column may be outside.
+    #[inline(always)]
+    fn row<V: Lane, const EDGE: bool>(&self, i: usize, c: usize, at: usize) -> [V; SIDE] {
+        let mut row = [V::splat(0.0); SIDE];
+        for j in 0..SIDE {
+            if !EDGE {
+                row[j] = load(self.rows[i], j * c + at);
+            } else if self.inside.contains(&j) {
+                row[j] = load(self.rows[i], (j - self.inside.start) * c + at);
+            }
+        }
+        row
+    }
+
+    fn at_an_edge(&self) -> bool {
+        self.inside.len() < SIDE
+    }
+}
+
 lanes! {
-    /// Bᵀ d B for every channel: rows of six pixels of `c` floats, the places of the result `step` apart.
-    fn input_tile(v: &mut [f32], step: usize, d: &[&[f32]; IN], c: usize) = input_tile_body;
+    /// Bᵀ d B for every channel, the places of the result `step` apart.
+    fn input_tile<const EDGE: bool>(v: &mut [f32], step: usize, d: &Square<IN>, c: usize) = input_tile_body;
 }
 
 #[inline(always)]
-fn input_tile_body<V: Lane>(v: &mut [f32], step: usize, d: &[&[f32]; IN], c: usize) {
+fn input_tile_body<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, d: &Square<IN>, c: usize) {
     for at in (0..c).step_by(LANES) {
         let mut t = [[V::splat(0.0); IN]; IN];
         for i in 0..IN {
-            let mut row = [V::splat(0.0); IN];
-            for j in 0..IN {
-                row[j] = load(d[i], j * c + at);
-            }
-            t[i] = into_places(row);
+            t[i] = into_places(d.row::<V, EDGE>(i, c, at));
         }
         for j in 0..IN {
             let mut column = [V::splat(0.0); IN];
@@ -138,19 +164,15 @@ fn input_tile_body<V: Lane>(v: &mut [f32], step: usize, d: &[&[f32]; IN], c: usi
 
 lanes! {
     /// A dy Aᵀ for every channel, as above.
-    fn gradient_tile(v: &mut [f32], step: usize, dy: &[&[f32]; OUT], c: usize) = gradient_tile_body;
+    fn gradient_tile<const EDGE: bool>(v: &mut [f32], step: usize, dy: &Square<OUT>, c: usize) = gradient_tile_body;
 }
 
 #[inline(always)]
-fn gradient_tile_body<V: Lane>(v: &mut [f32], step: usize, dy: &[&[f32]; OUT], c: usize) {
+fn gradient_tile_body<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, dy: &Square<OUT>, c: usize) {
     for at in (0..c).step_by(LANES) {
         let mut t = [[V::splat(0.0); IN]; OUT];
         for i in 0..OUT {
-            let mut row = [V::splat(0.0); OUT];
-            for j in 0..OUT {
-                row[j] = load(dy[i], j * c + at);
-            }
-            t[i] = spread(row);
+            t[i] = spread(dy.row::<V, EDGE>(i, c, at));
         }
         for j in 0..IN {
             let mut column = [V::splat(0.0); OUT];
@@ -249,33 +271,21 @@ fn filters(w: &[f32], c: usize, k: usize, turned: bool) -> Vec<Panels<'static>> 
     (0..PLACES).into_par_iter().map(at_place).collect()
 }
 
-/// The pixels of the square of an image (h, w, c) from `top`, `left`, as rows: in place, or in `copy` (SIDE, SIDE, c)
-/// where the square sticks out to a side, with zeros around the image.
+/// The square of an image (h, w, c) from `top`, `left`. `zeros` (SIDE · c) are the rows outside.
 fn square<'a, const SIDE: usize>(
     x: &'a [f32],
-    copy: &'a mut [f32],
     zeros: &'a [f32],
     [h, w, c]: [usize; 3],
     [top, left]: [isize; 2],
-) -> [&'a [f32]; SIDE] {
-    let inside = |from: isize, end: usize| (0..end as isize).contains(&from);
-    let row = |i: usize| {
-        let row = top + i as isize;
-        inside(row, h).then(|| &x[row as usize * w * c..][..w * c])
-    };
-    if left >= 0 && left as usize + SIDE <= w {
-        return std::array::from_fn(|i| row(i).map_or(&zeros[..SIDE * c], |x| &x[left as usize * c..][..SIDE * c]));
-    }
-    copy.fill(0.0);
+) -> Square<'a, SIDE> {
     let (from, to) = (left.max(0), (left + SIDE as isize).min(w as isize));
-    for (i, copy) in copy.chunks_exact_mut(SIDE * c).enumerate() {
-        if let Some(x) = row(i) {
-            let x = &x[from as usize * c..to as usize * c];
-            copy[(from - left) as usize * c..][..x.len()].copy_from_slice(x);
-        }
-    }
-    let copy = &*copy;
-    std::array::from_fn(|i| &copy[i * SIDE * c..][..SIDE * c])
+    let columns = from as usize * c..to as usize * c;
+    let rows = std::array::from_fn(|i| {
+        let row = top + i as isize;
+        let inside = (0..h as isize).contains(&row);
+        if inside { &x[row as usize * w * c..][columns.clone()] } else { zeros }
+    });
+    Square { rows, inside: (from - left) as usize..(to - left) as usize }
 }
 
 /// The tiles of the outputs of a batch, image after image.
@@ -298,20 +308,25 @@ impl Tiles<'_> {
     }
 
     /// Transforms the inputs of a tile.
-    fn input(&self, v: &mut [f32], step: usize, x: &[f32], edge: &mut Edge, tile: usize) {
+    fn input(&self, v: &mut [f32], step: usize, x: &[f32], zeros: &[f32], tile: usize) {
         let (g, (image, corner)) = (self.g, self.at(tile));
         let x = &x[image * g.x_len()..][..g.x_len()];
-        let copy = &mut edge.copy[..PLACES * g.c];
-        let corner = corner.map(|v| v as isize - g.pad as isize);
-        input_tile(v, step, &square::<IN>(x, copy, &edge.zeros, [g.h, g.w, g.c], corner), g.c);
+        let d = square(x, zeros, [g.h, g.w, g.c], corner.map(|v| v as isize - g.pad as isize));
+        match d.at_an_edge() {
+            false => input_tile::<false>(v, step, &d, g.c),
+            true => input_tile::<true>(v, step, &d, g.c),
+        }
     }
 
     /// Spreads the gradients of the outputs of a tile.
-    fn gradient(&self, v: &mut [f32], step: usize, dy: &[f32], edge: &mut Edge, tile: usize) {
+    fn gradient(&self, v: &mut [f32], step: usize, dy: &[f32], zeros: &[f32], tile: usize) {
         let (g, (image, corner)) = (self.g, self.at(tile));
         let dy = &dy[image * g.y_len()..][..g.y_len()];
-        let copy = &mut edge.copy[..OUT * OUT * g.k];
-        gradient_tile(v, step, &square::<OUT>(dy, copy, &edge.zeros, [g.p, g.q, g.k], corner.map(|v| v as isize)), g.k);
+        let dy = square(dy, zeros, [g.p, g.q, g.k], corner.map(|v| v as isize));
+        match dy.at_an_edge() {
+            false => gradient_tile::<false>(v, step, &dy, g.k),
+            true => gradient_tile::<true>(v, step, &dy, g.k),
+        }
     }
 
     /// Forms the outputs of a tile.
@@ -326,19 +341,6 @@ impl Tiles<'_> {
             }
         }
         output_tile(&mut y[image * g.y_len()..][..g.y_len()], &to, m, step, bias);
-    }
-}
-
-/// What tiles at the edge of an image need.
-struct Edge {
-    zeros: Vec<f32>,
-    copy: Vec<f32>,
-}
-
-impl Edge {
-    fn of(g: &Geometry) -> Edge {
-        let c = g.c.max(g.k);
-        Edge { zeros: vec![0.0; IN * c], copy: vec![0.0; PLACES * c] }
     }
 }
 
@@ -363,8 +365,8 @@ pub fn dgrad(dx: &mut [f32], dy: &[f32], w: &[f32], g: &Geometry) {
 
 fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: Option<&[f32]>, g: &Geometry) {
     let tiles = Tiles::of(g);
-    let zeros = vec![0.0; g.k];
-    let bias = bias.unwrap_or(&zeros);
+    let zeros = vec![0.0; g.k.max(IN * g.c)];
+    let bias = bias.unwrap_or(&zeros[..g.k]);
     let bases: Vec<u32> = (0..BLOCK).map(|t| (t * g.c) as u32).collect();
     let (step_v, step_m) = (BLOCK * g.c + APART, BLOCK * g.k + APART);
     // A few tasks to a thread; no sum depends on it.
@@ -372,12 +374,11 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: Option<&[f32]>, 
     let group = (y.len() / g.y_len()).div_ceil(tasks).max(BLOCK.div_ceil(tiles.each));
     y.par_chunks_mut(group * g.y_len()).zip(x.par_chunks(group * g.x_len())).for_each(|(y, x)| {
         let (mut v, mut m) = (vec![0.0; PLACES * step_v], vec![0.0; PLACES * step_m]);
-        let mut edge = Edge::of(g);
         let total = y.len() / g.y_len() * tiles.each;
         for first in (0..total).step_by(BLOCK) {
             let count = BLOCK.min(total - first);
             for t in 0..count {
-                tiles.input(&mut v[t * g.c..], step_v, x, &mut edge, first + t);
+                tiles.input(&mut v[t * g.c..], step_v, x, &zeros, first + t);
             }
             for (place, b) in filters.iter().enumerate() {
                 let v = &v[place * step_v..];
@@ -399,7 +400,9 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
     let total = dy.len() / g.y_len() * tiles.each;
     let (step_v, step_z) = (BLOCK * g.c + APART, BLOCK * g.k + APART);
     let size = PLACES * (step_v + step_z);
-    let blocks = (SUMMED / size).max(2);
+    // As many for each thread; no sum depends on it.
+    let blocks = (SUMMED / size).max(1).next_multiple_of(rayon::current_num_threads());
+    let zeros = vec![0.0; IN * g.c.max(g.k)];
     let bases: Vec<u32> = (0..BLOCK).map(|t| (t * g.k) as u32).collect();
     let mut transformed = vec![0.0; size * blocks.min(total.div_ceil(BLOCK))];
     // For each place panels (K, width) over the columns of C.
@@ -409,10 +412,9 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
             (chunk..total.min(chunk + BLOCK * blocks)).step_by(BLOCK).map(|first| BLOCK.min(total - first)).collect();
         transformed.par_chunks_mut(size).zip(&counts).enumerate().for_each(|(b, (block, count))| {
             let (v, z) = block.split_at_mut(PLACES * step_v);
-            let mut edge = Edge::of(g);
             for t in 0..*count {
-                tiles.input(&mut v[t * g.c..], step_v, x, &mut edge, chunk + b * BLOCK + t);
-                tiles.gradient(&mut z[t * g.k..], step_z, dy, &mut edge, chunk + b * BLOCK + t);
+                tiles.input(&mut v[t * g.c..], step_v, x, &zeros, chunk + b * BLOCK + t);
+                tiles.gradient(&mut z[t * g.k..], step_z, dy, &zeros, chunk + b * BLOCK + t);
             }
         });
         sums.par_chunks_mut(g.k * g.c).enumerate().for_each(|(place, sums)| {
