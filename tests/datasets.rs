@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use dalcore::bench::config::Profile;
-use dalcore::data::{self, DataDir, Dataset, Flip, Images, Source, Verify, cifar, folder, gtsrb, npy, preview, tiny};
+use dalcore::data::{
+    self, DataDir, Dataset, Flip, Images, Source, Verify, cifar, folder, gtsrb, gtsrb::Cut, npy, preview, tiny,
+};
 
 /// A folder of its own for one test, removed at the end.
 struct Scratch(PathBuf);
@@ -321,12 +323,15 @@ fn summary(images: &Images) -> Vec<(u32, u8)> {
 fn gtsrb_is_read_in_both_splits_and_both_forms() {
     let s = Scratch::new("gtsrb");
     gtsrb_final(&s, |_| ());
-    let set = gtsrb::load_final(&s.dir(), Verify::ShapeOnly).unwrap();
+    let set = gtsrb::load_final(&s.dir(), Verify::ShapeOnly, Cut::Whole).unwrap();
     assert_eq!((set.train.h, set.train.w, set.train.c), (32, 32, 3));
     assert_eq!(summary(&set.train), [(0, 0), (0, 1), (1, 0), (1, 1)]);
     assert_eq!(set.test.labels, [1, 0, 42]);
     assert!(set.test.pixels.chunks(3).all(|p| p[0] == 7 && p[2] == 1), "one colour stays that colour");
-    refused(gtsrb::load_final(&s.dir(), Verify::Official), &["Final_Training_Images.zip", "not the official", "md5"]);
+    refused(
+        gtsrb::load_final(&s.dir(), Verify::Official, Cut::Whole),
+        &["Final_Training_Images.zip", "not the official", "md5"],
+    );
 
     let unpacked = Scratch::new("gtsrb-unpacked");
     gtsrb_final(&s, |all| {
@@ -334,16 +339,61 @@ fn gtsrb_is_read_in_both_splits_and_both_forms() {
         unpacked.write("GTSRB/GT-final_test.csv", &all[2][0].1);
         unpacked.write("GTSRB/Final_Test/Images/GT-final_test.test.csv", b"no labels");
     });
-    assert_eq!(gtsrb::load_final(&unpacked.dir(), Verify::ShapeOnly).unwrap().fingerprint, set.fingerprint);
-    refused(gtsrb::load_final(&unpacked.dir(), Verify::Official), &["4 training and 3 test images", "39209"]);
+    assert_eq!(gtsrb::load_final(&unpacked.dir(), Verify::ShapeOnly, Cut::Whole).unwrap().fingerprint, set.fingerprint);
+    refused(
+        gtsrb::load_final(&unpacked.dir(), Verify::Official, Cut::Whole),
+        &["4 training and 3 test images", "39209"],
+    );
 
     let s = Scratch::new("gtsrb-online");
     s.write("GTSRB-Training_fixed.zip", &zip(&signs("Training/")));
     let mut test = signs("Online-Test-sort/");
     test.push(("GTSRB/Online-Test-sort/Images/00000.ppm".into(), b"a stray copy".to_vec()));
     s.write("GTSRB_Online-Test-Images-Sorted.zip", &zip(&test));
-    let online = gtsrb::load_online(&s.dir(), Verify::ShapeOnly).unwrap();
+    let online = gtsrb::load_online(&s.dir(), Verify::ShapeOnly, Cut::Whole).unwrap();
     assert_eq!((summary(&online.train), online.test.n), (summary(&set.train), 4));
+}
+
+/// Grey outside of the box of its CSV and of one colour inside; the box touches no edge.
+#[test]
+fn signs_are_cut_out_where_that_is_asked_for() {
+    let framed = |colour: u8| {
+        let mut file = ppm(20, 30, [50, 50, 50]);
+        let start = file.len() - 20 * 30 * 3;
+        for (i, pixel) in file[start..].chunks_exact_mut(3).enumerate() {
+            if (5..15).contains(&(i / 30)) && (5..25).contains(&(i % 30)) {
+                pixel.fill(colour);
+            }
+        }
+        file
+    };
+    let s = Scratch::new("gtsrb-roi");
+    gtsrb_final(&s, |all| {
+        let images = all[0].iter_mut().filter(|f| f.0.ends_with("ppm"));
+        images.zip(1..).for_each(|(f, i)| f.1 = framed(60 * i));
+        all[1].iter_mut().for_each(|f| f.1 = ppm(40, 50, [200; 3]));
+    });
+    let dir = DataDir { cached: true, ..s.dir() };
+    let whole = gtsrb::load_final(&dir, Verify::ShapeOnly, Cut::Whole).unwrap();
+    let cut = gtsrb::load_final(&dir, Verify::ShapeOnly, Cut::Sign).unwrap();
+    assert_eq!((&*whole.spec.id, &*cut.spec.id), ("gtsrb", "gtsrb-roi"));
+    assert_eq!((&whole.train.labels, cut.train.n, cut.test.n), (&cut.train.labels, 4, 3));
+    assert!(whole.train.pixels.chunks(3072).all(|image| image[0] == 50), "the border is there");
+    let colours: Vec<u8> = cut.train.pixels.chunks(3072).map(|image| image[0]).collect();
+    assert!(cut.train.pixels.chunks(3072).zip(&colours).all(|(image, c)| image.iter().all(|p| p == c)), "no border");
+    let mut sorted = colours.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, [60, 120, 180, 240]);
+    // Each form has decoded images of its own, and the same files.
+    let again = |cut| gtsrb::load_final(&dir, Verify::ShapeOnly, cut).unwrap().fingerprint;
+    assert_eq!((again(Cut::Whole), again(Cut::Sign)), (whole.fingerprint.clone(), cut.fingerprint.clone()));
+    assert_ne!(whole.fingerprint, cut.fingerprint);
+    let entry = data::find("gtsrb-roi").unwrap();
+    assert!(data::verify(entry, &dir).iter().all(|f| f.path.is_some()), "found where `gtsrb` has them");
+    let missing = (entry.load)(&DataDir::at("nowhere"), Verify::ShapeOnly).unwrap_err().to_string();
+    assert!(missing.contains("dalcore data fetch gtsrb`"), "{missing}");
+    let open = |profile| Source::open("gtsrb-roi", profile, &DataDir::at("nowhere")).unwrap().spec().id.to_string();
+    assert_eq!((open(Profile::Clean), open(Profile::Repro)), ("gtsrb-roi".into(), "gtsrb-online-roi".into()));
 }
 
 #[test]
@@ -368,6 +418,12 @@ fn damaged_signs_are_refused() {
         (|f| f[0][2].1 = [HEADER, "00000_00000.ppm;30;20;5;5;25;15;1"].concat().into(), &["is of class 1"]),
         (|f| f[0][2].1 = [HEADER, "00000_00000.ppm;30;20;5;5;25;15;43"].concat().into(), &["class 43 is out of range"]),
         (|f| f[0][2].1 = [HEADER, "00000_00000.ppm,30,20"].concat().into(), &["line 2", "is not name;width;height"]),
+        (
+            |f| f[0][2].1 = [HEADER, "00000_00000.ppm;30;20;5;5;31;15;0"].concat().into(),
+            &["GT-00000.csv", "line 2", "box 5;5;31;15 is not inside of an image of 30 x 20"],
+        ),
+        (|f| f[0][2].1 = [HEADER, "00000_00000.ppm;30;20;5;5;25;5;0"].concat().into(), &["box 5;5;25;5 is not inside"]),
+        (|f| f[0][2].1 = [HEADER, "00000_00000.ppm;30;20;-5;5;25;15;0"].concat().into(), &["is not name;width;height"]),
         (|f| f[0].push(("GTSRB/Final_Training/Images/00043/x.ppm".into(), vec![])), &["class 43 is out of range"]),
         (|f| f[0].clear(), &["no images below Final_Training/Images/"]),
         (|f| f[2].clear(), &["GT-final_test.csv", "missing"]),
@@ -376,14 +432,17 @@ fn damaged_signs_are_refused() {
     for (i, (change, words)) in cases.iter().enumerate() {
         let s = Scratch::new(&format!("signs-{i}"));
         gtsrb_final(&s, change);
-        refused(gtsrb::load_final(&s.dir(), Verify::ShapeOnly), words);
+        refused(gtsrb::load_final(&s.dir(), Verify::ShapeOnly, Cut::Whole), words);
     }
     let s = Scratch::new("signs-zip");
     gtsrb_final(&s, |_| ());
     let path = s.path("gtsrb/GTSRB_Final_Training_Images.zip");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    refused(gtsrb::load_final(&s.dir(), Verify::ShapeOnly), &["truncated or damaged zip archive", "data fetch gtsrb"]);
+    refused(
+        gtsrb::load_final(&s.dir(), Verify::ShapeOnly, Cut::Whole),
+        &["truncated or damaged zip archive", "data fetch gtsrb"],
+    );
 }
 
 fn fixture(name: &str) -> Vec<u8> {

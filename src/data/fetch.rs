@@ -51,7 +51,7 @@ pub enum Fetched {
     Downloaded(PathBuf, String),
 }
 
-/// Download what is missing or damaged of a data set into `<dir>/<id>`. One result per file, in table order.
+/// Download what is missing or damaged of a data set into `<dir>/<home>`. One result per file, in table order.
 pub fn fetch(entry: &Entry, dir: &DataDir, options: &FetchOptions) -> Result<Vec<Fetched>> {
     let agent = agent(options);
     let mut results = Vec::with_capacity(entry.files.len());
@@ -63,7 +63,7 @@ pub fn fetch(entry: &Entry, dir: &DataDir, options: &FetchOptions) -> Result<Vec
         let own = options.mirrors.iter().map(String::as_str);
         let official = entry.mirrors.iter().copied().filter(|_| options.official);
         let urls: Vec<_> = own.chain(official).map(|m| format!("{}/{}", m.trim_end_matches('/'), file.name)).collect();
-        let path = dir.path.join(&*entry.spec.id).join(file.name);
+        let path = dir.path.join(entry.home).join(file.name);
         let url = download(&agent, file, &path, &urls, options)?;
         results.push(Fetched::Downloaded(path, url));
     }

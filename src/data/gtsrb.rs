@@ -3,6 +3,9 @@
 //! Two splits: the final one of the paper's text (39,209 / 12,630), and that of the online competition
 //! (26,640 / 12,569), a part of it, which the published numbers come from. Training files are
 //! `…/000CC/TTTTT_FFFFF.ppm` (class, track, frame) and `…/000CC/GT-000CC.csv`.
+//!
+//! The paper takes whole images. Cut to the sign's box (region of interest) of the CSV they are data sets of their own, so
+//! that no result can be taken for one of the paper's.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,10 +19,19 @@ use crate::error::{Error, Result};
 const SIDE: usize = 32;
 const CLASSES: usize = 43;
 
-const fn spec(id: &'static str, about: &'static str, train_len: usize, test_len: usize) -> Spec {
+/// What of an image is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// All of it: the sign and a border of about a tenth around it.
+    Whole,
+    /// The box around the sign: columns X1 to X2 and rows Y1 to Y2, the second of each excluded, as in PIL.
+    Sign,
+}
+
+const fn spec(id: &'static str, name: &'static str, about: &'static str, train_len: usize, test_len: usize) -> Spec {
     Spec {
         id: Cow::Borrowed(id),
-        paper_name: Cow::Borrowed(if train_len == 39_209 { "GTSRB" } else { "GTSRB (online)" }),
+        paper_name: Cow::Borrowed(name),
         about,
         classes: CLASSES,
         h: SIDE,
@@ -43,10 +55,20 @@ const fn spec(id: &'static str, about: &'static str, train_len: usize, test_len:
 
 /// The final split.
 pub static FINAL: Spec =
-    spec("gtsrb", "traffic signs, final split; `dalcore data fetch gtsrb` downloads 349 MiB", 39_209, 12_630);
+    spec("gtsrb", "GTSRB", "traffic signs, final split; `dalcore data fetch gtsrb` downloads 349 MiB", 39_209, 12_630);
 /// The split of the online competition.
-pub static ONLINE: Spec =
-    spec("gtsrb-online", "traffic signs, split of the online competition and of the published logs", 26_640, 12_569);
+pub static ONLINE: Spec = spec(
+    "gtsrb-online",
+    "GTSRB (online)",
+    "traffic signs, split of the online competition and of the published logs",
+    26_640,
+    12_569,
+);
+/// The final split, cut to the signs.
+pub static FINAL_ROI: Spec = spec("gtsrb-roi", "GTSRB (ROI)", "gtsrb, each image cut to its sign", 39_209, 12_630);
+/// The split of the online competition, cut to the signs.
+pub static ONLINE_ROI: Spec =
+    spec("gtsrb-online-roi", "GTSRB (online, ROI)", "gtsrb-online, each image cut to its sign", 26_640, 12_569);
 
 /// Images per class of the final training set, to know a complete one from another.
 static FINAL_HISTOGRAM: [usize; CLASSES] = [
@@ -106,11 +128,11 @@ pub static MIRRORS: [&str; 2] =
     ["https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/", "http://benchmark.ini.rub.de/Dataset/"];
 
 /// Read the final split, or with [`Verify::ShapeOnly`] any number of images in its layout.
-pub fn load_final(dir: &DataDir, verify: Verify) -> Result<Dataset> {
+pub fn load_final(dir: &DataDir, verify: Verify, cut: Cut) -> Result<Dataset> {
     let sources = FINAL_FILES.iter().map(|f| dir.require(&FINAL.id, f)).collect::<Result<Vec<_>>>()?;
     let decode = || {
         check_archives(&FINAL, &FINAL_FILES, &sources, verify)?;
-        let train = sorted(&FINAL, &sources[0], "Final_Training/Images/")?;
+        let train = sorted(&FINAL, &sources[0], "Final_Training/Images/", cut)?;
         let images = below(&FINAL, &sources[1], "Final_Test/Images/")?;
         let remedy = remedy(&FINAL.id);
         // The other CSV, GT-final_test.test.csv, has no labels.
@@ -119,24 +141,26 @@ pub fn load_final(dir: &DataDir, verify: Verify) -> Result<Dataset> {
             path: sources[2].display().to_string(),
             why: format!("GT-final_test.csv, the labels of the test set, is missing in it; {remedy}"),
         })?;
-        let test = decode_all(rows(list, &images)?)?;
+        let test = decode_all(rows(list, &images)?, cut)?;
         check_counts(&FINAL, &train, &test, &sources[0], verify)?;
         Ok((train, test))
     };
-    cache::through(dir, &FINAL.id, &sources, &format!("{verify:?}"), decode, |_, _| FINAL.clone())
+    let spec = if cut == Cut::Sign { &FINAL_ROI } else { &FINAL };
+    cache::through(dir, &spec.id, &sources, &format!("{verify:?}"), decode, |_, _| spec.clone())
 }
 
 /// Read the split of the online competition, or with [`Verify::ShapeOnly`] any number of images in its layout.
-pub fn load_online(dir: &DataDir, verify: Verify) -> Result<Dataset> {
+pub fn load_online(dir: &DataDir, verify: Verify, cut: Cut) -> Result<Dataset> {
     let sources = ONLINE_FILES.iter().map(|f| dir.require(&ONLINE.id, f)).collect::<Result<Vec<_>>>()?;
     let decode = || {
         check_archives(&ONLINE, &ONLINE_FILES, &sources, verify)?;
-        let train = sorted(&ONLINE, &sources[0], "Training/")?;
-        let test = sorted(&ONLINE, &sources[1], "Online-Test-sort/")?;
+        let train = sorted(&ONLINE, &sources[0], "Training/", cut)?;
+        let test = sorted(&ONLINE, &sources[1], "Online-Test-sort/", cut)?;
         check_counts(&ONLINE, &train, &test, &sources[0], verify)?;
         Ok((train, test))
     };
-    cache::through(dir, &ONLINE.id, &sources, &format!("{verify:?}"), decode, |_, _| ONLINE.clone())
+    let spec = if cut == Cut::Sign { &ONLINE_ROI } else { &ONLINE };
+    cache::through(dir, &spec.id, &sources, &format!("{verify:?}"), decode, |_, _| spec.clone())
 }
 
 fn check_archives(spec: &Spec, files: &[RemoteFile], sources: &[std::path::PathBuf], verify: Verify) -> Result<()> {
@@ -173,7 +197,7 @@ fn below(spec: &Spec, path: &Path, root: &str) -> Result<HashMap<String, Member>
 }
 
 /// A split in class folders, in a fixed order: class, track, frame, permuted.
-fn sorted(spec: &Spec, path: &Path, root: &str) -> Result<Images> {
+fn sorted(spec: &Spec, path: &Path, root: &str, cut: Cut) -> Result<Images> {
     let members = below(spec, path, root)?;
     // The online test archive also has a folder of the same images without classes.
     let class_of = |name: &str| {
@@ -216,7 +240,7 @@ fn sorted(spec: &Spec, path: &Path, root: &str) -> Result<Images> {
     }
     frames.sort_by(|a, b| (a.label, &a.file.name).cmp(&(b.label, &b.file.name)));
     let order = pool_order(frames.len());
-    decode_all(order.into_iter().map(|i| frames[i as usize]).collect())
+    decode_all(order.into_iter().map(|i| frames[i as usize]).collect(), cut)
 }
 
 /// An image with what its CSV says of it.
@@ -225,6 +249,8 @@ struct Frame<'a> {
     file: &'a Member,
     h: usize,
     w: usize,
+    /// X1, Y1, X2, Y2 of the sign, inside of the image.
+    sign: [usize; 4],
     label: u32,
 }
 
@@ -239,22 +265,28 @@ fn rows<'a>(list: &Member, images: &'a HashMap<String, Member>) -> Result<Vec<Fr
         };
         let fields: Vec<&str> = line.trim().split(';').collect();
         let number = |k: usize| fields.get(k).and_then(|f| f.parse::<usize>().ok());
-        let (Some(w), Some(h), Some(label)) = (number(1), number(2), number(7)) else {
+        let sign = [3, 4, 5, 6].map(number);
+        let ([Some(x1), Some(y1), Some(x2), Some(y2)], Some(w), Some(h), Some(label)) =
+            (sign, number(1), number(2), number(7))
+        else {
             return Err(refuse(format!("`{}` is not name;width;height;box of four;class", line.trim())));
         };
         if label >= CLASSES {
             return Err(refuse(format!("class {label} is out of range: wanted 0 to {}", CLASSES - 1)));
         }
+        if x1 >= x2 || x2 > w || y1 >= y2 || y2 > h {
+            return Err(refuse(format!("the box {x1};{y1};{x2};{y2} is not inside of an image of {w} x {h} pixels")));
+        }
         let file = images.get(fields[0]).ok_or_else(|| refuse(format!("the image {} is missing", fields[0])))?;
-        frames.push(Frame { file, h, w, label: label as u32 });
+        frames.push(Frame { file, h, w, sign: [x1, y1, x2, y2], label: label as u32 });
     }
     Ok(frames)
 }
 
-fn decode_all(frames: Vec<Frame>) -> Result<Images> {
+fn decode_all(frames: Vec<Frame>, cut: Cut) -> Result<Images> {
     let labels = frames.iter().map(|f| f.label).collect();
     picture::stack([SIDE, SIDE, 3], labels, |i, place| {
-        let Frame { file, h, w, .. } = frames[i];
+        let Frame { file, h, w, sign, .. } = frames[i];
         let image = picture::decode(&file.bytes, &file.shown)?;
         if (image.h, image.w) != (h, w) {
             return Err(Error::Data {
@@ -265,6 +297,7 @@ fn decode_all(frames: Vec<Frame>) -> Result<Images> {
                 ),
             });
         }
+        let image = if cut == Cut::Sign { image.crop(sign) } else { image };
         place.copy_from_slice(&image.resize(SIDE, SIDE).pixels);
         Ok(())
     })

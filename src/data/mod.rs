@@ -362,6 +362,8 @@ pub struct Entry {
     pub spec: &'static Spec,
     /// Read or generate it.
     pub load: fn(&DataDir, Verify) -> Result<Dataset>,
+    /// The data set whose files these are: this one, or another that it cuts differently.
+    pub home: &'static str,
     /// What `dalcore data fetch` downloads; empty for a built-in set.
     pub files: &'static [RemoteFile],
     /// Folders on the web that hold these files, tried in this order.
@@ -372,11 +374,26 @@ pub struct Entry {
 
 /// Every data set. Command line, help and documentation read this table.
 pub static DATASETS: &[Entry] = &[
-    Entry { spec: &synthetic::SPEC, load: synthetic::load, files: &[], mirrors: &[], in_repro: None },
-    Entry { spec: &mnist::SPEC, load: mnist::load, files: &mnist::FILES, mirrors: &mnist::MIRRORS, in_repro: None },
+    Entry {
+        spec: &synthetic::SPEC,
+        load: synthetic::load,
+        home: "synthetic",
+        files: &[],
+        mirrors: &[],
+        in_repro: None,
+    },
+    Entry {
+        spec: &mnist::SPEC,
+        load: mnist::load,
+        home: "mnist",
+        files: &mnist::FILES,
+        mirrors: &mnist::MIRRORS,
+        in_repro: None,
+    },
     Entry {
         spec: &cifar::CIFAR10,
         load: cifar::load10,
+        home: "cifar10",
         files: &cifar::FILES10,
         mirrors: &cifar::MIRRORS,
         in_repro: None,
@@ -384,25 +401,51 @@ pub static DATASETS: &[Entry] = &[
     Entry {
         spec: &cifar::CIFAR100,
         load: cifar::load100,
+        home: "cifar100",
         files: &cifar::FILES100,
         mirrors: &cifar::MIRRORS,
         in_repro: None,
     },
     Entry {
         spec: &gtsrb::FINAL,
-        load: gtsrb::load_final,
+        load: |dir, verify| gtsrb::load_final(dir, verify, gtsrb::Cut::Whole),
+        home: "gtsrb",
         files: &gtsrb::FINAL_FILES,
         mirrors: &gtsrb::MIRRORS,
         in_repro: Some("gtsrb-online"),
     },
     Entry {
         spec: &gtsrb::ONLINE,
-        load: gtsrb::load_online,
+        load: |dir, verify| gtsrb::load_online(dir, verify, gtsrb::Cut::Whole),
+        home: "gtsrb-online",
         files: &gtsrb::ONLINE_FILES,
         mirrors: &gtsrb::MIRRORS,
         in_repro: None,
     },
-    Entry { spec: &tiny::SPEC, load: tiny::load, files: &tiny::FILES, mirrors: &tiny::MIRRORS, in_repro: None },
+    Entry {
+        spec: &gtsrb::FINAL_ROI,
+        load: |dir, verify| gtsrb::load_final(dir, verify, gtsrb::Cut::Sign),
+        home: "gtsrb",
+        files: &gtsrb::FINAL_FILES,
+        mirrors: &gtsrb::MIRRORS,
+        in_repro: Some("gtsrb-online-roi"),
+    },
+    Entry {
+        spec: &gtsrb::ONLINE_ROI,
+        load: |dir, verify| gtsrb::load_online(dir, verify, gtsrb::Cut::Sign),
+        home: "gtsrb-online",
+        files: &gtsrb::ONLINE_FILES,
+        mirrors: &gtsrb::MIRRORS,
+        in_repro: None,
+    },
+    Entry {
+        spec: &tiny::SPEC,
+        load: tiny::load,
+        home: "tiny-imagenet",
+        files: &tiny::FILES,
+        mirrors: &tiny::MIRRORS,
+        in_repro: None,
+    },
 ];
 
 /// A data set that a command named: a row of the table, or the user's own files.
@@ -580,7 +623,7 @@ pub fn verify(entry: &Entry, dir: &DataDir) -> Vec<FileStatus> {
 /// What is not the download itself but packed anew, unpacked or in another format has no checksum as a whole: then the
 /// data set is read from it, which checks every part that has one, and the numbers of images.
 fn verify_file(entry: &Entry, dir: &DataDir, file: &'static RemoteFile) -> FileStatus {
-    let id = &entry.spec.id;
+    let id = entry.home;
     let path = dir.locate(id, file);
     let verdict = match &path {
         _ if file.raw_sha256.is_some() => mnist::read(dir, id, file, Verify::Official).map(|_| ()),
@@ -621,7 +664,7 @@ pub struct Listing {
 /// Every data set, whether it is present, where, and its size on disk.
 pub fn list(dir: &DataDir) -> Vec<Listing> {
     let row = |entry: &'static Entry| {
-        let found: Vec<_> = entry.files.iter().map(|f| (f, dir.locate(&entry.spec.id, f))).collect();
+        let found: Vec<_> = entry.files.iter().map(|f| (f, dir.locate(entry.home, f))).collect();
         let missing: Vec<_> = found.iter().filter(|(_, p)| p.is_none()).map(|(f, _)| f.name).collect();
         let paths: Vec<&PathBuf> = found.iter().filter_map(|(_, p)| p.as_ref()).collect();
         let bytes = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();

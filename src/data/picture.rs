@@ -128,6 +128,12 @@ fn ppm(bytes: &[u8]) -> Result<Picture, String> {
 }
 
 impl Picture {
+    /// Columns x1 to x2 and rows y1 to y2, the second of each excluded; they are inside of the picture.
+    pub fn crop(&self, [x1, y1, x2, y2]: [usize; 4]) -> Picture {
+        let rows = self.pixels.chunks_exact(self.w * 3).take(y2).skip(y1);
+        Picture { h: y2 - y1, w: x2 - x1, pixels: rows.flat_map(|row| &row[x1 * 3..x2 * 3]).copied().collect() }
+    }
+
     /// Bilinear with antialiasing: a triangle filter, widened by the ratio when making smaller; rows first, then
     /// columns, each rounded to u8. The fixed-point arithmetic is that of Pillow up to 9.5, so the bytes
     /// are too; later versions take the columns of tall images first, which changes a fifth of the values by one.
