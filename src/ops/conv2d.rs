@@ -206,38 +206,47 @@ fn ints(g: &Geometry) -> [i32; 10] {
     [g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q, g.stride, g.pad].map(|v| v as i32)
 }
 
-/// bf16 on tensor cores: `kernels/conv2d_tensor.cu`.
+/// bf16 on tensor cores: `kernels/conv2d_tensor.cu` and `conv2d_wgrad_tensor.cu`.
 mod tensor {
     use half::bf16;
 
     use super::{Buf, ChunkSums, Cuda, Geometry, Launch, OP, Result, Tensor, ints, launch, sum_chunks};
 
-    /// Columns of a block in the kernels' variants, in their order.
-    const COLUMNS: [usize; 4] = [16, 32, 64, 128];
-    /// Rows of a block of the forward pass and the gradient of the input.
-    const ROWS: usize = 128;
-    /// Rows of a block of the weight gradient, by variant.
-    const WGRAD_ROWS: [usize; 4] = [64, 64, 192, 128];
+    /// Rows and columns of a block.
+    type Tile = [usize; 2];
+    /// The variants of the forward pass and the gradient of the input, in the kernels' order.
+    const TILES: [Tile; 5] = [[128, 16], [128, 32], [128, 64], [128, 128], [64, 64]];
+    /// What a variant gives way to where its grid is too small.
+    const SMALLER: [Option<usize>; 5] = [None, None, Some(4), Some(2), None];
+    /// The variants of the weight gradient.
+    const WGRAD_TILES: [Tile; 4] = [[64, 16], [64, 32], [192, 64], [128, 128]];
     /// Threads of a block.
     const THREADS: u32 = 128;
-    /// A grid of fewer blocks is made of narrower ones: about the multiprocessors of a large GPU. The sums are the
-    /// same for all widths, so nothing but speed depends on it.
+    /// A grid of fewer blocks is made of smaller ones: about the multiprocessors of a large GPU. The sums are the same
+    /// for all variants, so nothing but speed depends on it.
     const ENOUGH_BLOCKS: usize = 100;
     /// Blocks a weight gradient is cut into, about: two for each multiprocessor of a large GPU, since each writes as
     /// much as the whole gradient. Fixed, because the cut decides the order of the sum.
     const WGRAD_BLOCKS: usize = 264;
 
-    /// The variant for `cols` columns of `rows` blocks, and the launch.
-    fn tiles(cols: usize, rows: usize, z: usize) -> (usize, Launch) {
-        let mut v = COLUMNS.iter().position(|c| *c >= cols).unwrap_or(3);
-        while v > 1 && cols.div_ceil(COLUMNS[v]) * rows * z < ENOUGH_BLOCKS {
-            v -= 1;
+    /// The narrowest of the first four variants that has as many columns, or the widest.
+    fn narrowest(tiles: &[Tile], cols: usize) -> usize {
+        tiles.iter().take(4).position(|t| t[1] >= cols).unwrap_or(3)
+    }
+
+    /// The variant for `cols` columns and `z` times `rows` rows, the rows of its blocks, and the launch.
+    fn tiles(cols: usize, rows: usize, z: usize) -> (usize, usize, Launch) {
+        let grid = |v: usize| (cols.div_ceil(TILES[v][1]), rows.div_ceil(TILES[v][0]));
+        let mut v = narrowest(&TILES, cols);
+        while let (Some(smaller), true) = (SMALLER[v], grid(v).0 * grid(v).1 * z < ENOUGH_BLOCKS) {
+            v = smaller;
         }
-        (v, Launch::grid(cols.div_ceil(COLUMNS[v]), rows, z, THREADS).with_shared(shared(ROWS, COLUMNS[v])))
+        let (across, down) = grid(v);
+        (v, TILES[v][0], Launch::grid(across, down, z, THREADS).with_shared(shared(TILES[v])))
     }
 
     /// Bytes of shared memory: three stages of 64 of the depth.
-    fn shared(rows: usize, cols: usize) -> usize {
+    fn shared([rows, cols]: Tile) -> usize {
         3 * 64 * (rows + cols) * 2
     }
 
@@ -264,24 +273,24 @@ mod tensor {
     ) -> Result<(Tensor, Option<ChunkSums>)> {
         let mut y = x.stale_like([n, g.p, g.q, g.k])?;
         let ((x, c), (w, _)) = (padded(cuda, x, g.c)?, padded(cuda, w, g.c)?);
-        let chunks = (n * g.p * g.q).div_ceil(ROWS);
+        let (v, rows, l) = tiles(g.k, n * g.p * g.q, 1);
+        let chunks = (n * g.p * g.q).div_ceil(rows);
         let mut part: Buf<f32> = Buf::stale(y.device(), if with_sums { chunks * 2 * g.k } else { 1 })?;
         let none = Buf::<f32>::stale(y.device(), 1)?;
         let (bias_on, b) = (i32::from(b.is_some()), b.map_or(Ok(&none), |t| t.buf(OP))?);
-        let (v, l) = tiles(g.k, chunks, 1);
         let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
         let (to, n, c, part_on) = (y.buf_mut(OP)?, n as i32, c as i32, i32::from(with_sums));
         launch::conv2d_fwd_bf16(
             cuda, l, v, to, &mut part, &x, &w, b, n, h, wi, c, k, r, s, p, q, stride, pad, bias_on, part_on,
         )?;
-        Ok((y, with_sums.then_some(ChunkSums { part, rows: ROWS })))
+        Ok((y, with_sums.then_some(ChunkSums { part, rows })))
     }
 
     pub fn dgrad(cuda: &Cuda, dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
         let mut dx = dy.stale_like([n, g.h, g.w, g.c])?;
         let ((dy, kd), (w, cw)) = (padded(cuda, dy, g.k)?, padded(cuda, w, g.c)?);
         let class = n * g.h.div_ceil(g.stride) * g.w.div_ceil(g.stride);
-        let (v, l) = tiles(g.c, class.div_ceil(ROWS), g.stride * g.stride);
+        let (v, _, l) = tiles(g.c, class, g.stride * g.stride);
         let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
         let (to, n, cw, kd) = (dx.buf_mut(OP)?, n as i32, cw as i32, kd as i32);
         launch::conv2d_dgrad_bf16(cuda, l, v, to, &dy, &w, n, h, wi, c, cw, k, kd, r, s, p, q, stride, pad)?;
@@ -290,16 +299,16 @@ mod tensor {
 
     pub fn wgrad(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<()> {
         let ((x, wide), (dy_buf, kd)) = (padded(cuda, x, g.c)?, padded(cuda, dy, g.k)?);
-        let v = COLUMNS.iter().position(|c| *c >= g.k).unwrap_or(3);
-        let rows = WGRAD_ROWS[v];
+        let v = narrowest(&WGRAD_TILES, g.k);
+        let [rows, cols] = WGRAD_TILES[v];
         let (places, pixels) = (g.r * g.s * wide, n * g.p * g.q);
-        let (across, down) = (places.div_ceil(rows), g.k.div_ceil(COLUMNS[v]));
+        let (across, down) = (places.div_ceil(rows), g.k.div_ceil(cols));
         // Whole steps of 64 pixels, and at least six of them: what a block does and writes only once is then the lesser
         // part.
         let chunk = pixels.div_ceil((WGRAD_BLOCKS / (across * down)).max(1)).next_multiple_of(64).max(384);
         let chunks = pixels.div_ceil(chunk);
         let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * g.k * places)?;
-        let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared(rows, COLUMNS[v]));
+        let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared([rows, cols]));
         let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
         let (n, wide, kd, chunk) = (n as i32, wide as i32, kd as i32, chunk as i32);
         launch::conv2d_wgrad_bf16(

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dalcore::clock::Clock;
 use dalcore::data::Flip;
 use dalcore::device::{Device, roofline};
-use dalcore::ops::{self, AdamRule, McRule, Mixtures, Pool, Rise, SgdEmaRule, View};
+use dalcore::ops::{self, AdamRule, ChunkSums, Conv, McRule, Mixtures, Pool, Rise, SgdEmaRule, Then, View};
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Dtype, Tensor};
 
@@ -38,6 +38,7 @@ pub fn all() {
     training_masks(&devices);
     critics(&devices);
     chains(&s.device);
+    sums_of_convolutions(&s.device);
 }
 
 /// The kernels that measure a device compute what they say: three turns of v/2 + 1 from t + i, and three products of ones.
@@ -49,6 +50,35 @@ fn chains(d: &Device) {
     assert_eq!(y.to_host().unwrap(), want);
     roofline::mma_chains(cuda, &mut y, 3).unwrap();
     assert_eq!(y.to_host().unwrap(), [8.0 * 4.0 * 3.0 * 16.0; 512]);
+}
+
+/// What a convolution leaves for the normalisation of its result, with every tile and a last one that is not full, is
+/// what the normalisation would find out by itself.
+fn sums_of_convolutions(d: &Device) {
+    let tensor = |dims: &[usize], lane| {
+        let values = noise(dims.iter().product(), lane);
+        ops::cast(&Tensor::new(d, dims, &values).unwrap(), Dtype::Bf16).unwrap()
+    };
+    // The last two have grids large enough for the large tiles.
+    for (n, side, k) in [(3, 9, 16), (3, 9, 24), (3, 9, 40), (2, 81, 64), (2, 81, 72)] {
+        let (x, w) = (tensor(&[n, side, side, 8], 1), tensor(&[k, 1, 1, 8], 2));
+        let (y, sums) = ops::conv2d_with_sums(&x, &w, Conv::default()).unwrap();
+        let of_channels = |v: f32| Tensor::new(d, [k], &vec![v; k]).unwrap();
+        let stats = |sums: Option<ChunkSums>| {
+            let (gamma, beta) = (of_channels(1.0), of_channels(0.0));
+            let stats = ops::batch_norm(&y, sums, &gamma, &beta, 1e-5, Then::default()).unwrap().1;
+            [stats.mean, stats.var].map(|t| f64s(&t.to_vec::<f32>().unwrap()))
+        };
+        assert!(sums.is_some(), "{k} channels");
+        let ([mean, var], [want_mean, want_var]) = (stats(sums), stats(None));
+        for j in 0..k {
+            let (m, v) = ((mean[j] - want_mean[j]).abs(), (var[j] / want_var[j] - 1.0).abs());
+            assert!(
+                m < 1e-5 * want_var[j].sqrt() && v < 1e-5,
+                "channel {j} of {k}: mean off by {m:e}, variance by {v:e}"
+            );
+        }
+    }
 }
 
 /// Gather, crop, flip, normalise; labels; bit-equal but for the one multiply-add.
