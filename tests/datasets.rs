@@ -361,7 +361,7 @@ fn signs_are_cut_out_where_that_is_asked_for() {
         let mut file = ppm(20, 30, [50, 50, 50]);
         let start = file.len() - 20 * 30 * 3;
         for (i, pixel) in file[start..].chunks_exact_mut(3).enumerate() {
-            if (5..15).contains(&(i / 30)) && (5..25).contains(&(i % 30)) {
+            if (6..15).contains(&(i / 30)) && (3..25).contains(&(i % 30)) {
                 pixel.fill(colour);
             }
         }
@@ -369,8 +369,11 @@ fn signs_are_cut_out_where_that_is_asked_for() {
     };
     let s = Scratch::new("gtsrb-roi");
     gtsrb_final(&s, |all| {
-        let images = all[0].iter_mut().filter(|f| f.0.ends_with("ppm"));
-        images.zip(1..).for_each(|(f, i)| f.1 = framed(60 * i));
+        let (images, lists): (Vec<_>, Vec<_>) = all[0].iter_mut().partition(|f| f.0.ends_with("ppm"));
+        images.into_iter().zip(1..).for_each(|(f, i)| f.1 = framed(60 * i));
+        for list in lists {
+            list.1 = String::from_utf8_lossy(&list.1).replace(";5;5;25;15;", ";3;6;25;15;").into_bytes();
+        }
         all[1].iter_mut().for_each(|f| f.1 = ppm(40, 50, [200; 3]));
     });
     let dir = DataDir { cached: true, ..s.dir() };
