@@ -135,7 +135,8 @@ impl Case {
             also: &["file"],
         };
         let load = |_: &DataDir, _: Verify| unreachable!("these tests only download");
-        let entry = Entry { spec: &synthetic::SPEC, load, files: Vec::leak(vec![file]), mirrors: &[], in_repro: None };
+        let files = Vec::leak(vec![file]);
+        let entry = Entry { spec: &synthetic::SPEC, load, home: "synthetic", files, mirrors: &[], in_repro: None };
         Case { dir, body, entry }
     }
 
