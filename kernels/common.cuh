@@ -269,7 +269,7 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 
 // ---- tensor cores and asynchronous copies: inline PTX for nvcc, an emulation for the host compiler ----
 //
-// mma_bf16     D(16,8) += A(16,16) B(16,8)   a: 8 bf16 a lane, b: 4, d: 4 floats
+// mma_bf16     D(16,8) += A(16,16) B(16,8)   a: 8 bf16 a lane, b: 4, d: 4 floats; FIRST: D = A B, whatever is in D
 // mma_tf32     D(16,8) += A(16,8) B(8,8)     a: 4 floats a lane, b: 2, d: 4 floats
 // Places in shared memory are SharedAt, a 32-bit address to which bytes are added; AT is added by the instruction.
 // ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
@@ -292,7 +292,16 @@ DEVICE void keep(T*& p) {
 using SharedAt = uint32_t;
 DEVICE SharedAt shared_at(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+template <bool FIRST = false>
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    if (FIRST) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            "{%10,%10,%10,%10};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+        return;
+    }
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
@@ -351,7 +360,11 @@ DEVICE void cp_wait() {
 
 #else
 
-using emu::mma_bf16;
+template <bool FIRST = false>
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_AT) {
+    if (FIRST) d[0] = d[1] = d[2] = d[3] = 0.0f;
+    emu::mma_bf16(d, a, b, file, line);
+}
 using emu::mma_tf32;
 template <class T>
 inline void keep(T&) {}

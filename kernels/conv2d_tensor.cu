@@ -55,45 +55,63 @@ struct Windows {
     int own[OWN];  // where they begin, in pieces of 16 bytes
     uint32_t skip[OWN];
 
-    DEVICE Windows(const int* from, const uint32_t* window) {
+    DEVICE Windows(const uint2* window) {
 #pragma unroll
         for (int i = 0; i < OWN; i++) {
-            own[i] = from[threadIdx.x / 8 + 16 * i];
-            skip[i] = window[threadIdx.x / 8 + 16 * i];
+            uint2 v = window[threadIdx.x / 8 + 16 * i];
+            own[i] = v.x;
+            skip[i] = v.y;
         }
     }
+    template <int AT>
     DEVICE void load(SharedAt to, const Walk& walk) const {
         uint32_t tap = walk.row | walk.column;
         each<OWN>([&](auto i) {
-            cp_async16_cached<i.value * 2048>(to, walk.at + (ptrdiff_t)own[i.value] * 16, skip[i.value] & tap);
+            cp_async16_cached<AT + i.value * 2048>(to, walk.at + (ptrdiff_t)own[i.value] * 16, skip[i.value] & tap);
         });
     }
 };
 
-// Writes a staged tile of bf16, ROWS x COLS, to rows that start at `out[row]` (none if negative), 16 bytes at a time
-// where rows are aligned.
-template <int ROWS, int COLS>
-DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, int cols) {
+// Writes a staged tile of bf16, ROWS x COLS, or zeros where nothing is staged, to rows that start at `out[row]` (none
+// if negative), 16 bytes at a time where rows are aligned. Whole: none is negative; dense: one lies behind the other.
+template <int ROWS, int COLS, bool STAGED = true>
+DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, int cols, bool whole, bool dense) {
     constexpr int PIECES = COLS / 8;
     if (cols % 8 != 0) {
         int width = min(COLS, cols - col0);
         for (int e = threadIdx.x; e < ROWS * width; e += THREADS) {
             int row = e / width, col = e % width;
             const bf16* from = reinterpret_cast<const bf16*>(staged + place<PIECES>(row, col / 8)) + col % 8;
-            if (out[row] >= 0) to[out[row] + col0 + col] = *from;
+            if (out[row] >= 0) to[out[row] + col0 + col] = STAGED ? *from : from_float<bf16>(0.0f);
         }
         return;
     }
     int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, col = col0 + piece * 8;
     if (col >= cols) return;
     const char* from = staged + place<PIECES>(first, piece);
+    auto value = [&](auto i) {
+        return STAGED ? load16(from + THREADS * 16 * decltype(i)::value) : make_uint4(0, 0, 0, 0);
+    };
     to += col;
+    if (whole && dense) {
+        to += out[first];
+        ptrdiff_t step = THREADS / PIECES * cols;
+        keep(step);
+        each<ROWS * PIECES / THREADS>([&](auto i) {
+            store16(to, value(i));
+            to += step;
+        });
+        return;
+    }
     keep(to);
-    each<ROWS * PIECES / THREADS>([&](auto i) {
-        constexpr int ROW = THREADS / PIECES * decltype(i)::value;
-        int start = out[first + ROW];
-        if (start >= 0) store16(to + start, load16(from + ROW * PIECES * 16));
-    });
+    auto write = [&](auto all) {
+        each<ROWS * PIECES / THREADS>([&](auto i) {
+            int start = out[first + THREADS / PIECES * decltype(i)::value];
+            if (all.value || start >= 0) store16(to + start, value(i));
+        });
+    };
+    if (whole) write(Index<1>{});
+    else write(Index<0>{});
 }
 
 #define SOURCE "conv2d_tensor.cu"
@@ -177,38 +195,41 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     int part_on
 ) {
     DYN_SHARED(char, stages);
-    SHARED(int, from, [BM]);
-    SHARED(uint32_t, window, [BM]);
+    SHARED(uint2, window, [BM]);  // where it begins, in pieces of 16 bytes, and its taps outside of the image
     SHARED(int, out, [BM]);
     unsigned t = threadIdx.x;
     int first = blockIdx.y * BM, col0 = blockIdx.x * BN;
     int depth = r * s * c, rows = min(BM, n * p * q - first);
-    if (t < BM) {
+    if (BM == THREADS || t < BM) {
         int pixel = first + t;
         int qi = pixel % q, pi = pixel / q % p, ni = pixel / q / p;
         int top = pi * stride - pad, left = qi * stride - pad;
         bool in = t < rows;
-        from[t] = in ? ((ni * h + top) * w + left) * (c / 8) : 0;
-        window[t] = in ? outside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left)) : ALL;
+        uint32_t taps = outside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left));
+        window[t] = in ? make_uint2(((ni * h + top) * w + left) * (c / 8), taps) : make_uint2(0, ALL);
         out[t] = in ? pixel * k : -1;
     }
     __syncthreads();
-    Windows<BM> windows(from, window);
+    Windows<BM> windows(window);
     Walk walk(x + t % 8 * 8, t % 8 * 8, c, r, s, {0, (ptrdiff_t)(w - s) * c * 2}, {0, 0});
-    int to = place<8>(t / 8, t % 8);
+    SharedAt to = shared_at(stages) + place<8>(t / 8, t % 8);
     keep(to);
-    // Filters beyond the last are the first again: what they give is not written.
+    // Filters beyond the last are one of the others again: what they give is not written.
     const char* filter[BN / 16];
+    int row = col0 + t / 8;
+    ptrdiff_t step = 32 * depth;
+    filter[0] = reinterpret_cast<const char*>(wt + (size_t)min(row, k - 1) * depth + t % 8 * 8);
 #pragma unroll
     for (int i = 0; i < BN / 16; i++) {
-        int row = col0 + t / 8 + 16 * i;
-        filter[i] = reinterpret_cast<const char*>(wt + (row < k ? (size_t)row * depth : 0) + t % 8 * 8);
+        if (i > 0) filter[i] = filter[i - 1] + (row + 16 * i < k ? step : 0);
         keep(filter[i]);
     }
     Tile<BM, BN> tile;
-    tile.template product<false, false>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-        windows.load(a + to, walk);
-        each<BN / 16>([&](auto i) { cp_async16<i.value * 2048>(b + to, filter[i.value] + walk.along, !walk.ended()); });
+    tile.template product<false, false>(shared_at(stages), depth, [&](auto a, auto b) {
+        windows.template load<a.value>(to, walk);
+        each<BN / 16>([&](auto i) {
+            cp_async16<b.value + i.value * 2048>(to, filter[i.value] + walk.along, !walk.ended());
+        });
         walk.go(BK, BK * 2, BK * 2);
     });
 
@@ -221,24 +242,23 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     }
     tile.stage(stages);
     __syncthreads();
-    write_rows<BM, BN>(y, stages, out, col0, k);
+    write_rows<BM, BN>(y, stages, out, col0, k, rows == BM, true);
     if (!part_on) return;
     // Sums of the columns are a product with ones, sums of their squares the diagonal of Yt Y; 16 columns a warp. Rows
     // beyond the last pixel are zeros and add nothing.
     unsigned lane = t % 32;
     for (int g = t / 32; g < BN / 16; g += 4) {
-        Fragments<true, BN / 8, 1> fa(shared_at(stages), lane % 8 + lane / 16 * 8, 2 * g + lane / 8 % 2);
-        Fragments<true, BN / 8, 1> fb(shared_at(stages), lane % 16, 2 * g + lane / 16);
-        float total[2][4] = {}, square[2][4] = {};
+        Fragments<true, BN / 8, 1> fragments(shared_at(stages), lane % 8 + lane / 16 * 8, 2 * g + lane / 8 % 2);
+        float total[2][4], square[2][4];
         const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
         each<BM / 16>([&](auto d) {
-            uint32_t a[4], b[4];
-            fa.template get<0, decltype(d)::value>(a);
-            fb.template get<0, decltype(d)::value>(b);
-            mma_bf16(total[0], ones, {b[0], b[1]});
-            mma_bf16(total[1], ones, {b[2], b[3]});
-            mma_bf16(square[0], a, {b[0], b[1]});
-            mma_bf16(square[1], a, {b[2], b[3]});
+            constexpr bool FIRST = decltype(d)::value == 0;
+            uint32_t y[4];  // of the left factor; the same registers hold the two halves of the right one
+            fragments.template get<0, decltype(d)::value>(y);
+            mma_bf16<FIRST>(total[0], ones, {y[0], y[2]});
+            mma_bf16<FIRST>(total[1], ones, {y[1], y[3]});
+            mma_bf16<FIRST>(square[0], y, {y[0], y[2]});
+            mma_bf16<FIRST>(square[1], y, {y[1], y[3]});
         });
         // Row and column `own` of the left product, and eight further of the right one, are with one lane in four.
         unsigned own = lane / 4;
@@ -260,7 +280,9 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
 // (taps of the class, k): a tap r reaches an input row i only if (i + pad - r) % stride == 0, so no product is wasted
 // on zeros.
 //   dx (n, h, w, c)   dy (n, p, q, kd)   wt (k, r, s, cw)   kd >= k, cw >= c: the rest are zeros
-// Launch:  grid (c / BN, n ceil(h / stride) ceil(w / stride) / BM, stride^2), rounded up, block 128.
+// Launch:  grid (c / BN, n ceil(h / stride) ceil(w / stride) / BM, stride^2), rounded up, block 128. One class in the
+//          grid's depth instead, where it is the only one that a tap reaches and all are of one size: r = s = 1, no
+//          padding, h and w multiples of the stride. Its blocks write the zeros of the others.
 // Traffic, repeats: as the forward pass.   Limits:  kd % 8 == 0, cw % 8 == 0; r, s <= 15.
 KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     bf16* __restrict__ dx,
@@ -281,8 +303,7 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     int pad
 ) {
     DYN_SHARED(char, stages);
-    SHARED(int, from, [BM]);
-    SHARED(uint32_t, window, [BM]);
+    SHARED(uint2, window, [BM]);  // where it begins, in pieces of 16 bytes, and its taps outside of the image
     SHARED(int, out, [BM]);
     unsigned t = threadIdx.x;
     int first = blockIdx.y * BM, col0 = blockIdx.x * BN;
@@ -292,17 +313,22 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     int rs = r0 < r ? (r - r0 + stride - 1) / stride : 0, ss = s0 < s ? (s - s0 + stride - 1) / stride : 0;
     int depth = rs * ss * kd;
     if (first >= n * hs * ws) return;  // the whole block: classes differ in size
-    if (t < BM) {
+    if (BM == THREADS || t < BM) {
         int pixel = first + t;
         int wi = pixel % ws * stride + right, hi = pixel / ws % hs * stride + below, ni = pixel / ws / hs;
         int up = (hi + pad - r0) / stride, back = (wi + pad - s0) / stride;  // the output of the first tap
         bool in = pixel < n * hs * ws;
-        from[t] = in ? ((ni * p + up) * q + back) * (kd / 8) : 0;
-        window[t] = in ? outside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1)) : ALL;
+        uint32_t taps = outside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1));
+        window[t] = in ? make_uint2(((ni * p + up) * q + back) * (kd / 8), taps) : make_uint2(0, ALL);
         out[t] = in ? ((ni * h + hi) * w + wi) * c : -1;
     }
+    bool whole = first + BM <= n * hs * ws;
     __syncthreads();
-    Windows<BM> windows(from, window);
+    if (depth == 0) {  // no tap reaches the class
+        write_rows<BM, BN, false>(dx, nullptr, out, col0, c, whole, stride == 1);
+        return;
+    }
+    Windows<BM> windows(window);
     constexpr int PIECES = BN / 8, ROWS = THREADS / PIECES;
     // Channels beyond the last are the first again: what they give is not written.
     const bf16* filters = wt + (r0 * s + s0) * cw + (col0 + t % PIECES * 8 < cw ? col0 + t % PIECES * 8 : 0);
@@ -311,35 +337,40 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     // The next tap of dy is the pixel before.
     Walk walk(dy + t % 8 * 8, t % 8 * 8, kd, rs, ss, {-4 * kd, (ptrdiff_t)(ss - q) * kd * 2}, jumps);
     const char* row = reinterpret_cast<const char*>(filters + t / PIECES * filter);
-    int to = place<8>(t / 8, t % 8), to_b = place<PIECES>(t / PIECES, t % PIECES);
+    SharedAt to = shared_at(stages) + place<8>(t / 8, t % 8);
+    SharedAt to_b = shared_at(stages) + place<PIECES>(t / PIECES, t % PIECES);
     keep(row);
     keep(step);
     keep(to);
     keep(to_b);
     Tile<BM, BN> tile;
     if (kd % BK == 0 && k == kd) {  // a step is inside of one tap
-        tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-            windows.load(a + to, walk);
+        tile.template product<false, true, true>(shared_at(stages), depth, [&](auto a, auto b) {
+            windows.template load<a.value>(to, walk);
             const char* next = row + walk.along;
             each<BN / 16>([&](auto i) {
-                cp_async16<i.value * 2048>(b + to_b, next, true);
+                cp_async16<b.value + i.value * 2048>(to_b, next, true);
                 next += step;
             });
             walk.go(BK, BK * 2, BK * filter * 2);
         });
     } else {
         Walk rows(row, t / PIECES, kd, rs, ss, jumps, {0, 0});
-        tile.template product<false, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
-            windows.load(a + to, walk);
+        tile.template product<false, true>(shared_at(stages), depth, [&](auto a, auto b) {
+            windows.template load<a.value>(to, walk);
             walk.go(BK, BK * 2, 0);
             each<BN / 16>([&](auto i) {
-                cp_async16<i.value * 2048>(b + to_b, rows.at, !rows.ended() && rows.channel < k);
+                cp_async16<b.value + i.value * 2048>(to_b, rows.at, !rows.ended() && rows.channel < k);
                 rows.go(ROWS, step, 0);
             });
         });
     }
     tile.stage(stages);
     __syncthreads();
-    write_rows<BM, BN>(dx, stages, out, col0, c);
+    write_rows<BM, BN>(dx, stages, out, col0, c, whole, stride == 1);
+    if (gridDim.z > 1 || stride == 1) return;
+    for (int i = 1; i < stride * stride; i++) {
+        write_rows<BM, BN, false>(dx + (i / stride * w + i % stride) * c, nullptr, out, col0, c, whole, false);
+    }
 }
 #endif

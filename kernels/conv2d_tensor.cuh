@@ -1,5 +1,5 @@
-// Tiles of matrix products on tensor cores, for the convolutions in bf16: NHWC, f32 sums, copies of 16 bytes, so what is
-// read along its channels has a multiple of eight of them; the Rust side sees to it. A sum runs over its depth in
+// Tiles of matrix products on tensor cores, for the convolutions in bf16: NHWC, f32 sums, copies of 16 bytes, so what
+// is read along its channels has a multiple of eight of them; the Rust side sees to it. A sum runs over its depth in
 // ascending steps of 16 whatever the tile, so all variants of a kernel give the same bits.
 #pragma once
 #include "common.cuh"
@@ -10,8 +10,8 @@ constexpr int THREADS = 128;  // of every block here; the same number in src/ops
 
 // Where a tile of rows of PIECES times 16 bytes keeps piece `piece` of row `row`, in bytes. The exclusive or moves the
 // pieces of a column over all banks: neither eight rows of one piece nor a row's neighbours ever collide. Rows 128 /
-// PIECES apart are 2048 bytes apart, and bits that two pieces differ in, their places differ in too: what a thread needs
-// is one place and constants.
+// PIECES apart are 2048 bytes apart, and bits that two pieces differ in, their places differ in too: what a thread
+// needs is one place and constants.
 template <int PIECES>
 DEVICE int place(int row, int piece) {
     constexpr int SHARE = PIECES < 8 ? 8 / PIECES : 1;  // rows that share 128 bytes
@@ -28,21 +28,20 @@ struct Fragments {
 
     // The lane's row and piece in fragment 0 at depth 0; the next is two pieces further.
     DEVICE Fragments(SharedAt tile, int row, int piece) {
-#pragma unroll
-        for (int i = 0; i < PLACES; i++) at[i] = tile + place<PIECES>(row, piece + 2 * i);
-    }
-    DEVICE void move(int bytes) {
+        // Pieces are counted from a multiple of twice their number, so if that is a power of two they differ in bits.
+        constexpr bool BITS = (PLACES & PLACES - 1) == 0;
+        int first = place<PIECES>(row, piece);
 #pragma unroll
         for (int i = 0; i < PLACES; i++) {
-            at[i] += bytes;
+            at[i] = tile + (BITS ? first ^ i * 32 : place<PIECES>(row, piece + 2 * i));
             keep(at[i]);
         }
     }
-    // Fragment I at depth 16 D.
-    template <int I, int D>
+    // Fragment I at depth 16 D, AT bytes further.
+    template <int I, int D, int AT = 0>
     DEVICE void get(uint32_t (&r)[4]) const {
-        if (TURN) ldmatrix_x4_trans<D * PIECES * 256>(r, at[TURN ? I : 0]);
-        else ldmatrix_x4<I * 2048>(r, at[TURN ? 0 : D]);
+        if (TURN) ldmatrix_x4_trans<D * PIECES * 256 + AT>(r, at[TURN ? I : 0]);
+        else ldmatrix_x4<I * 2048 + AT>(r, at[TURN ? 0 : D]);
     }
 };
 
@@ -60,19 +59,13 @@ struct Tile {
         int warp = threadIdx.x / 32;
         row0 = warp / ACROSS * WM;
         col0 = warp % ACROSS * WN;
-#pragma unroll
-        for (int i = 0; i < TM; i++) {
-#pragma unroll
-            for (int j = 0; j < TN; j++) {
-#pragma unroll
-                for (int v = 0; v < 4; v++) sum[i][j][v] = 0.0f;
-            }
-        }
     }
 
-    // The whole product. A is kept as [BM][BK], or as [BK][BM] if ATURN; B as [COLS][BK], or as [BK][COLS].
-    // `load(a, b)` starts the copies of the next BK of the depth; a barrier lies between any two calls.
-    template <bool ATURN, bool BTURN, class Load>
+    // The whole product; the depth is not 0, and WHOLE if it is a multiple of BK. A is kept as [BM][BK], or as [BK][BM]
+    // if ATURN; B as [COLS][BK], or as [BK][COLS]. `load(a, b)` starts the copies of the next BK of the depth to places
+    // `a` and `b` (Index) bytes behind the first stage; a barrier lies between any two calls. Stages are constants, so
+    // that no instruction goes into their addresses, and the first products are not added to anything.
+    template <bool ATURN, bool BTURN, bool WHOLE = false, class Load>
     DEVICE void product(SharedAt stages, int depth, Load load) {
         unsigned lane = threadIdx.x % 32;
         int over = lane % 8 + lane / 16 * 8, next = lane / 8 % 2;
@@ -80,40 +73,47 @@ struct Tile {
                                                          ATURN ? row0 / 8 + next : lane / 16);
         Fragments<BTURN, BTURN ? COLS / 8 : BK / 8, TN / 2> fb(stages + A_BYTES, BTURN ? lane % 16 : col0 + over,
                                                                BTURN ? col0 / 8 + lane / 16 : next);
-#pragma unroll
-        for (int i = 0; i < STAGES - 1; i++) {
-            if (i * BK < depth) load(stages + i * STAGE, stages + i * STAGE + A_BYTES);
+        auto fill = [&](auto stage) {
+            constexpr int AT = decltype(stage)::value * STAGE;
+            load(Index<AT>{}, Index<AT + A_BYTES>{});
+        };
+        each<STAGES - 1>([&](auto i) {
+            if (i.value == 0 || i.value * BK < depth) fill(i);
             cp_commit();
-            __syncthreads();
-        }
-        int use = 0, fill = (STAGES - 1) * STAGE;
-        for (int left = depth; left > 0; left -= BK) {
+            if (i.value < STAGES - 2) __syncthreads();
+        });
+        int left = depth;
+        auto step = [&](auto stage, auto first) {
+            constexpr int S = decltype(stage)::value;
             cp_wait<STAGES - 2>();
             __syncthreads();  // the stage is there for all, and the one to fill has been used by all
-            if (left > (STAGES - 1) * BK) load(stages + fill, stages + fill + A_BYTES);
+            if (left > (STAGES - 1) * BK) fill(Index<(S + STAGES - 1) % STAGES>{});
             cp_commit();
             each<BK / 16>([&](auto d) {
                 constexpr int D = decltype(d)::value;
-                if (D > 0 && left <= D * 16) return;
+                constexpr bool FIRST = decltype(first)::value && D == 0;
+                if (!WHOLE && D > 0 && left <= D * 16) return;
                 uint32_t a[TM][4];
-                each<TM>([&](auto i) { fa.template get<decltype(i)::value, D>(a[i.value]); });
+                each<TM>([&](auto i) { fa.template get<decltype(i)::value, D, S * STAGE>(a[i.value]); });
                 each<TN / 2>([&](auto j) {
                     constexpr int J = decltype(j)::value;
                     uint32_t b[4];
-                    fb.template get<J, D>(b);
+                    fb.template get<J, D, S * STAGE>(b);
 #pragma unroll
                     for (int i = 0; i < TM; i++) {
-                        mma_bf16(sum[i][2 * J], a[i], {b[0], b[1]});
-                        mma_bf16(sum[i][2 * J + 1], a[i], {b[2], b[3]});
+                        mma_bf16<FIRST>(sum[i][2 * J], a[i], {b[0], b[1]});
+                        mma_bf16<FIRST>(sum[i][2 * J + 1], a[i], {b[2], b[3]});
                     }
                 });
             });
-            int on = use == (STAGES - 1) * STAGE ? -use : STAGE;
-            fill = use;  // it has been used
-            use += on;
-            fa.move(on);
-            fb.move(on);
+            left -= BK;
+            return left > 0;
+        };
+        bool more = step(Index<0>{}, Index<1>{});
+        while (more) {
+            more = step(Index<1>{}, Index<0>{}) && step(Index<2>{}, Index<0>{}) && step(Index<0>{}, Index<0>{});
         }
+        static_assert(STAGES == 3, "the loop names them");
         cp_wait<0>();
         __syncthreads();  // shared memory is free again
     }
@@ -151,7 +151,8 @@ struct Tile {
 };
 
 // Which taps of a window lie outside of an image: bits [0, 16) its rows, bits [16, 32) its columns. The bounds are the
-// first inside and the one behind the last, if there are any; fifteen taps are the most, so the last bit of both is set.
+// first inside and the one behind the last, if there are any; fifteen taps are the most, so the last bit of both is
+// set.
 DEVICE uint32_t outside(int top, int bottom, int left, int right) {
     auto bits = [](int from, int to) { return (1u << min(from, 15)) - 1 | ~0u << max(to, 0); };
     return bits(top, bottom) & 0xffff | bits(left, right) << 16;

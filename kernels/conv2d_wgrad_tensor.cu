@@ -104,27 +104,28 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_wgrad_bf16)(
         own[j] = reinterpret_cast<const char*>(x + ((ri * w + si) * c + ci));
         keep(own[j]);
     }
-    int to = place<APIECES>(t / 8, t % 8), to_b = place<BPIECES>(t / BPIECES, t % BPIECES);
+    SharedAt to = shared_at(stages) + place<APIECES>(t / 8, t % 8);
+    SharedAt to_b = shared_at(stages) + place<BPIECES>(t / BPIECES, t % BPIECES);
     // Channels beyond the last are the first again: what they give is not written.
     int col = col0 + t % BPIECES * 8, b_row = t / BPIECES, left = depth;
     const char* next = reinterpret_cast<const char*>(dy + (size_t)(first + b_row) * kd + (col < kd ? col : 0));
     ptrdiff_t step = (ptrdiff_t)BROWS * kd * 2;
     keep(next);
     Tile<BM, BN> tile;
-    tile.template product<true, true>(shared_at(stages), depth, [&](SharedAt a, SharedAt b) {
+    tile.template product<true, true>(shared_at(stages), depth, [&](auto a, auto b) {
         int row = (turn ^ BK) + t / 8;
         keep(row);
         each<4>([&](auto i) {
             ptrdiff_t begin = (ptrdiff_t)from[row + 16 * i.value] * 16;
             uint32_t taps = skip[row + 16 * i.value];
             each<BM / 64>([&](auto j) {
-                constexpr int AT = decltype(i)::value * 16 * APIECES * 16 + decltype(j)::value * 128;
-                cp_async16_cached<AT>(a + to, own[j.value] + begin, taps & tap[j.value]);
+                constexpr int AT = a.value + decltype(i)::value * 16 * APIECES * 16 + decltype(j)::value * 128;
+                cp_async16_cached<AT>(to, own[j.value] + begin, taps & tap[j.value]);
             });
         });
         auto copy = [&](auto whole) {
             each<BN / 16>([&](auto i) {
-                cp_async16<i.value * 2048>(b + to_b, next, whole.value || left > b_row + BROWS * i.value);
+                cp_async16<b.value + i.value * 2048>(to_b, next, whole.value || left > b_row + BROWS * i.value);
                 next += step;
             });
         };
