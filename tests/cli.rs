@@ -600,6 +600,13 @@ fn what_people_ask_first_is_answered() {
     assert!(p.contains("[480, 960, 1440, 1920, 2400]") && p.contains("estimate") && p.contains("grad_clamp"), "{p}");
     assert!(text(&run(&["completions", "bash"])).0.contains("_dalcore"));
     assert!(text(&run(&["data", "list"])).0.contains("dalcore data fetch mnist"));
+    // Two data sets of the same files: checked under either name, and once where all are.
+    let empty = scratch("no-data");
+    let verify = |more: &[&str]| {
+        let o = run(&[&["data", "verify", "--data-dir", empty.to_str().unwrap()], more].concat());
+        text(&o).0.matches("GTSRB_Final_Test_GT.zip ").count()
+    };
+    assert_eq!((verify(&[]), verify(&["gtsrb"]), verify(&["gtsrb-roi"])), (1, 1, 1));
     assert_eq!(run(&[]).status.code(), Some(2));
 }
 

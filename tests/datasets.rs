@@ -400,6 +400,31 @@ fn signs_are_cut_out_where_that_is_asked_for() {
 }
 
 #[test]
+fn cut_signs_are_the_pixels_of_their_box() {
+    // Red is the row and green the column; the box is as large as the result, so the resize changes nothing.
+    let marked: Vec<u8> = (0..36).flat_map(|y| (0..40).flat_map(move |x| [y, x, 200])).collect();
+    let boxed: Vec<u8> = (2..34).flat_map(|y| (5..37).flat_map(move |x| [y, x, 200])).collect();
+    let s = Scratch::new("gtsrb-online-roi");
+    for (file, root) in gtsrb::ONLINE_FILES.iter().zip(["Training/", "Online-Test-sort/"]) {
+        let inside = |name: &str| format!("GTSRB/{root}00000/{name}");
+        let image = [b"P6 40 36 255\n", &marked[..]].concat();
+        let list = format!("{HEADER}0.ppm;40;36;5;2;37;34;0");
+        let files = vec![(inside("0.ppm"), image), (inside("GT-00000.csv"), list.into())];
+        s.write(&format!("gtsrb-online/{}", file.name), &zip(&files));
+    }
+    let load = |id: &str| (data::find(id).unwrap().load)(&s.dir(), Verify::ShapeOnly).unwrap();
+    let (whole, cut) = (load("gtsrb-online"), load("gtsrb-online-roi"));
+    assert!(cut.train.pixels == boxed && cut.test.pixels == boxed);
+    assert!(whole.train.pixels != boxed && whole.test.pixels != boxed);
+    // And so in the contact sheet, whose tiles are twice as large.
+    let sheet = preview::sheet(&cut, cut.spec.clean, 10).unwrap();
+    for (y, x) in [(0, 0), (9, 30), (31, 31)] {
+        let at = ((2 + 2 * y) * sheet.w + 28 + 2 * x) * 3;
+        assert_eq!(sheet.pixels[at..at + 3], [y as u8 + 2, x as u8 + 5, 200]);
+    }
+}
+
+#[test]
 fn the_profile_decides_which_signs() {
     let open = |profile| Source::open("gtsrb", profile, &DataDir::at("nowhere")).unwrap().spec().id.to_string();
     assert_eq!((open(Profile::Clean), open(Profile::Repro)), ("gtsrb".into(), "gtsrb-online".into()));

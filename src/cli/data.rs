@@ -53,7 +53,7 @@ pub fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
     match command {
         DataCommand::List(dir) => {
             let dir = resolve(dir)?;
-            println!("{:<14} {:>14} {:>8}  {:<44} about", "data set", "train / test", "classes", "where");
+            println!("{:<16} {:>14} {:>8}  {:<44} about", "data set", "train / test", "classes", "where");
             for row in data::list(&dir) {
                 let spec = row.entry.spec;
                 let place = match row.presence {
@@ -62,7 +62,7 @@ pub fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
                     Presence::Missing(_) => format!("absent: dalcore data fetch {}", spec.id),
                 };
                 let sizes = format!("{} / {}", spec.train_len, spec.test_len);
-                println!("{:<14} {sizes:>14} {:>8}  {place:<44} {}", spec.id, spec.classes, spec.about);
+                println!("{:<16} {sizes:>14} {:>8}  {place:<44} {}", spec.id, spec.classes, spec.about);
             }
             println!("folder: {} (from {})", dir.path.display(), dir.chosen_by);
         }
@@ -84,19 +84,20 @@ pub fn data_command(command: &DataCommand, quiet: bool) -> anyhow::Result<()> {
             let dir = resolve(dir)?;
             let entries: Vec<&data::Entry> = match dataset {
                 Some(name) => vec![data::find(name)?],
-                None => data::DATASETS.iter().collect(),
+                // Those that share another's files would count them twice.
+                None => data::DATASETS.iter().filter(|e| e.home == e.spec.id).collect(),
             };
             let mut bad = 0;
             for entry in entries {
                 if entry.files.is_empty() {
-                    println!("{:<14} built in, nothing to check", entry.spec.id);
+                    println!("{:<16} built in, nothing to check", entry.spec.id);
                 }
                 for f in data::verify(entry, &dir) {
                     match &f.verdict {
-                        Ok(()) => println!("{:<14} {:<36} ok", entry.spec.id, f.name),
+                        Ok(()) => println!("{:<16} {:<36} ok", entry.spec.id, f.name),
                         Err(e) => {
                             bad += 1;
-                            println!("{:<14} {:<36} {e}", entry.spec.id, f.name);
+                            println!("{:<16} {:<36} {e}", entry.spec.id, f.name);
                         }
                     }
                 }
