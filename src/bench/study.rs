@@ -35,7 +35,7 @@ pub const BUDGET: [(&str, f64); 3] = [("budget.start", 2.0), ("budget.query", 1.
 const VIEWS: u32 = 50;
 /// The first lane of their streams: neither training nor a selection has seen them.
 const LANE: u32 = 0x1000;
-/// Images of the pool in the map.
+/// Images of the pool that the map's axes are taken from.
 const DOTS: usize = 10_000;
 
 /// What one method picked with one seed.
@@ -57,7 +57,7 @@ pub struct Selected {
 
 /// Pool and picks of the first seed on the plane of the pool's principal components.
 pub struct Places {
-    /// A random part of the pool.
+    /// A random part of the pool, in random order: its beginning is a random part as well.
     pub pool: Vec<[f32; 2]>,
     /// The picks of each method.
     pub picked: Vec<[f32; 2]>,

@@ -75,7 +75,7 @@ pub struct TrainArgs {
     dalcore study selection --seeds 5\n\n\
     selection: what the four methods that MixMatch trains pick from the same model (2 % labelled, 1 % picked): diversity,\n\
     uncertainty and inconsistency of the picks, and the accuracy they lead to. Writes selection.csv, figure2.svg (the\n\
-    numbers) and figure3.svg (the picks among the pool, on its first two principal components) beside the runs.")]
+    numbers) and figure3.svg (the picks among a part of the pool, on its first two principal components) beside the runs.")]
 pub struct StudyArgs {
     /// selection
     #[arg(value_name = "STUDY")]

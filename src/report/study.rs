@@ -56,23 +56,49 @@ pub fn numbers(all: &[Selected]) -> Result<String> {
     })
 }
 
-/// Figure 3: a panel for each method, the pool in grey, its picks in colour.
+/// Images of the pool in a panel of figure 3. Each dot is a hundred bytes of SVG, and more than these only hide each other.
+const SHOWN: usize = 1_000;
+
+/// Figure 3: a panel for each method, some of the pool in grey, all of its picks in colour.
 pub fn places(panels: &[Places]) -> Result<String> {
     drawn("figure3.svg", |svg| {
-        let root = SVGBackend::with_string(svg, (1000, 900)).into_drawing_area();
+        let root = SVGBackend::with_string(svg, (1000, 930)).into_drawing_area();
         root.fill(&WHITE)?;
-        for (area, panel) in root.split_evenly((2, 2)).iter().zip(panels) {
+        let (above, caption) = root.split_vertically(900);
+        let text = ("sans-serif", 15).into_font().color(&INK);
+        for (area, panel) in above.split_evenly((2, 2)).iter().zip(panels) {
             let area = area.titled(&paper_name(panel.method), ("sans-serif", 17).into_font().color(&INK))?;
             let all = || panel.pool.iter().chain(&panel.picked);
             let x = bounds(all().map(|p| f64::from(p[0])), 0.03);
             let y = bounds(all().map(|p| f64::from(p[1])), 0.03);
             let mut chart: Chart = frame(&area, x, y, ("first component", "second component"))?;
-            for (dots, size, color) in [(&panel.pool, 1, POOL), (&panel.picked, 2, PALETTE[1])] {
+            let pool = &panel.pool[..panel.pool.len().min(SHOWN)];
+            for (dots, size, color) in [(pool, 1, POOL), (&panel.picked, 2, PALETTE[1])] {
                 let dot = |p: &[f32; 2]| Circle::new((f64::from(p[0]), f64::from(p[1])), size, color.filled());
                 chart.draw_series(dots.iter().map(dot))?;
             }
         }
+        let shown = panels.iter().map(|p| p.pool.len().min(SHOWN)).max().unwrap_or_default();
+        let words =
+            format!("grey: {shown} images of the pool, the same in each panel, drawn at random; colour: all picks");
+        caption.draw(&Text::new(words, (20, 8), text))?;
         root.present()?;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_is_thinned_and_picks_are_not() {
+        let line = |n: u16| (0..n).map(|i| [f32::from(i), f32::from(i % 7)]).collect();
+        let draw = |pool, picked| places(&[Places { pool: line(pool), picked: line(picked), method: "ssl-random" }]);
+        for (pool, picked, shown) in [(4000, 1500, 1000), (30, 5, 30)] {
+            let svg = draw(pool, picked).unwrap();
+            assert_eq!(svg.matches("<circle").count(), shown + usize::from(picked));
+            assert!(svg.contains(&format!("grey: {shown} images of the pool")), "the caption says so");
+        }
+    }
 }
