@@ -49,15 +49,14 @@ fn main() -> Result<()> {
                 .for_each(|l| println!("{} {} {}", l.case.name, l.times, flops(l)));
         }
         Some("gemm") | None => gemm(),
-        Some(_) => return usage(),
+        Some(other) => {
+            let why = format!(
+                "there is no case '{other}'; known: lenet-train, lenet-eval, lenet-mixmatch, resnet-train, \
+                 resnet-mixmatch, step NET, once LAYER, layers, gemm"
+            );
+            return Err(Error::Config { key: "peer".into(), why });
+        }
     }
-    Ok(())
-}
-
-fn usage() -> Result<()> {
-    println!(
-        "cases: lenet-train, lenet-eval, lenet-mixmatch, resnet-train, resnet-mixmatch, step NET, once LAYER, layers, gemm"
-    );
     Ok(())
 }
 
