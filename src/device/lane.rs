@@ -62,14 +62,14 @@ impl Lane for Plain {
     }
 }
 
-/// Asks the cache for the line of x[at]; nothing happens where that is beyond the end.
+/// Asks the second-level cache for the line of x[at]; nothing happens where that is beyond the end.
 #[inline(always)]
 pub fn prefetch(x: &[f32], at: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: part of every x86-64, and no access: it cannot fault, whatever the address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (x, at);

@@ -412,19 +412,25 @@ fn convolve(y: &mut [f32], x: &[f32], filters: &[Panels], bias: Option<&[f32]>, 
 /// Floats of the transformed tiles that are summed at a time in a weight gradient: they and the sums stay in the cache.
 const SUMMED: usize = 1 << 20;
 
+/// Filters whose sums are formed together where all sums would not fit into a cache.
+const FILTERS: usize = 32;
+
 /// dw from dy and x. Each place's sum runs over all tiles in order.
 pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
     let (tiles, plan) = (Tiles::of(g), plan(g.c));
     let total = dy.len() / g.y_len() * tiles.each;
     let (step_v, step_z) = (BLOCK * g.c + APART, BLOCK * g.k + APART);
     let size = PLACES * (step_v + step_z);
+    // Sums that are larger than all tiles together are formed a few at a time, of all tiles at once.
+    let by_filter = g.k * g.c >= total * (g.k + g.c);
     // As many for each thread; no sum depends on it.
     let blocks = (SUMMED / size).max(1).next_multiple_of(rayon::current_num_threads());
+    let blocks = if by_filter { total.div_ceil(BLOCK) } else { blocks };
     let zeros = vec![0.0; IN * g.c.max(g.k)];
     let bases: Vec<u32> = (0..BLOCK).map(|t| (t * g.k) as u32).collect();
     let mut transformed = vec![0.0; size * blocks.min(total.div_ceil(BLOCK))];
     // For each place panels (K, width) over the columns of C.
-    let mut sums = vec![0.0; PLACES * g.k * g.c];
+    let mut sums = vec![0.0; if by_filter { 0 } else { PLACES * g.k * g.c }];
     for chunk in (0..total).step_by(BLOCK * blocks) {
         let counts: Vec<usize> =
             (chunk..total.min(chunk + BLOCK * blocks)).step_by(BLOCK).map(|first| BLOCK.min(total - first)).collect();
@@ -435,14 +441,34 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
                 tiles.gradient(&mut z[t * g.k..], step_z, dy, &zeros, chunk + b * BLOCK + t);
             }
         });
+        // Adds to the sums of a place: a panel of columns, and the filters from `first` on.
+        let add = |sums: &mut [f32], place: usize, (column, nv): (usize, usize), first: usize| {
+            for (block, count) in transformed.chunks_exact(size).zip(&counts) {
+                let (v, z) = block.split_at(PLACES * step_v);
+                let (v, rows) = (&v[place * step_v + column..], sums.len() / (nv * LANES));
+                cols_run(sums, nv, &z[place * step_z..], &bases[..*count], first, rows, (v, g.c));
+            }
+        };
+        if by_filter {
+            dw.par_chunks_mut(FILTERS * TAPS * g.c).enumerate().for_each(|(part, dw)| {
+                let rows = dw.len() / (TAPS * g.c);
+                let mut sums = vec![0.0; PLACES * rows * 3 * LANES];
+                for &(column, nv) in &plan {
+                    let (width, each) = (nv * LANES, rows * nv * LANES);
+                    sums.fill(0.0);
+                    for (place, sums) in sums.chunks_exact_mut(each).take(PLACES).enumerate() {
+                        add(sums, place, (column, nv), part * FILTERS);
+                    }
+                    for (k, dw) in dw.chunks_exact_mut(TAPS * g.c).enumerate() {
+                        filter_gradient(&mut dw[column..], g.c, &sums[k * width..], each, width);
+                    }
+                }
+            });
+            return;
+        }
         sums.par_chunks_mut(g.k * g.c).enumerate().for_each(|(place, sums)| {
             for &(column, nv) in &plan {
-                let sums = &mut sums[column * g.k..(column + nv * LANES) * g.k];
-                for (block, count) in transformed.chunks_exact(size).zip(&counts) {
-                    let (v, z) = block.split_at(PLACES * step_v);
-                    let v = &v[place * step_v + column..];
-                    cols_run(sums, nv, &z[place * step_z..], &bases[..*count], 0, g.k, (v, g.c));
-                }
+                add(&mut sums[column * g.k..(column + nv * LANES) * g.k], place, (column, nv), 0);
             }
         });
     }
