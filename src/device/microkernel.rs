@@ -781,7 +781,7 @@ mod tests {
             (2, 13, 9, 24, 8, 3, 3, 1, 0),
             (1, 9, 10, 8, 40, 3, 3, 1, 2),
             // Fewer tiles than filters: their gradients a part of them at a time.
-            (1, 4, 4, 48, 40, 3, 3, 1, 1),
+            (5, 4, 4, 48, 40, 3, 3, 1, 1),
             (3, 4, 4, 24, 72, 3, 3, 1, 1),
         ] {
             let (p, q) = ((h + 2 * pad - r) / stride + 1, (w + 2 * pad - s) / stride + 1);

@@ -291,7 +291,7 @@ mod tensor {
         let ((dy, kd), (w, cw)) = (padded(cuda, dy, g.k)?, padded(cuda, w, g.c)?);
         let class = n * g.h.div_ceil(g.stride) * g.w.div_ceil(g.stride);
         // Pixels between those that a filter of one tap reaches are zeros, written by the blocks of their neighbours.
-        let alone = g.r == 1 && g.s == 1 && g.pad == 0 && g.h % g.stride == 0 && g.w % g.stride == 0;
+        let alone = g.r == 1 && g.s == 1 && g.pad == 0 && g.h.is_multiple_of(g.stride) && g.w.is_multiple_of(g.stride);
         let (v, _, l) = tiles(g.c, class, if alone { 1 } else { g.stride * g.stride });
         let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
         let (to, n, cw, kd) = (dx.buf_mut(OP)?, n as i32, cw as i32, kd as i32);
