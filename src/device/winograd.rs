@@ -422,7 +422,7 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
     let (step_v, step_z) = (BLOCK * g.c + APART, BLOCK * g.k + APART);
     let size = PLACES * (step_v + step_z);
     // Sums that are larger than all tiles together are formed a few at a time, of all tiles at once.
-    let by_filter = g.k * g.c >= total * (g.k + g.c);
+    let by_filter = total > 0 && g.k * g.c >= total * (g.k + g.c);
     // As many for each thread; no sum depends on it.
     let blocks = (SUMMED / size).max(1).next_multiple_of(rayon::current_num_threads());
     let blocks = if by_filter { total.div_ceil(BLOCK) } else { blocks };

@@ -629,12 +629,15 @@ mod tests {
 
     #[test]
     fn an_empty_batch_gives_an_empty_result() {
-        let x = Tensor::zeros(&Device::Cpu, [0, 6, 6, 2], Dtype::F32).unwrap();
-        let w = Tensor::zeros(&Device::Cpu, [3, 3, 3, 2], Dtype::F32).unwrap().tracked();
-        let y = conv2d(&x, &w, None, Conv::default()).unwrap();
-        assert_eq!(y.dims(), [0, 4, 4, 3]);
-        let g = y.grad_from(&y.detach(), &[&w]).unwrap();
-        assert!(g.of(&w).unwrap().to_vec::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        // The second is done by Winograd's algorithm.
+        for (c, k) in [(2, 3), (8, 16)] {
+            let x = Tensor::zeros(&Device::Cpu, [0, 6, 6, c], Dtype::F32).unwrap();
+            let w = Tensor::zeros(&Device::Cpu, [k, 3, 3, c], Dtype::F32).unwrap().tracked();
+            let y = conv2d(&x, &w, None, Conv::default()).unwrap();
+            assert_eq!(y.dims(), [0, 4, 4, k]);
+            let g = y.grad_from(&y.detach(), &[&w]).unwrap();
+            assert!(g.of(&w).unwrap().to_vec::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        }
     }
 
     #[test]
