@@ -2,6 +2,7 @@
 
     pip install torch safetensors numpy      (into a virtual environment)
     python benches/cifar_parity.py --dalcore target/release/dalcore --data-dir DIR [--steps 100] [--epochs 2]
+                                   [--precision bf16]
 
 dalcore writes the fresh network, the loss of every step and the images in it; PyTorch trains on the same. The order of
 the first epoch is computed here a second time from the documented generator (src/rng.rs).
@@ -14,14 +15,17 @@ unmoved float32 run takes their place. dalcore must at no step be further from t
 distance that those runs have shown up to that step, and FLOOR (the rounding of one loss) is always allowed. FACTOR is 4,
 for an extreme of so few runs, times 3: what Winograd's convolution adds to the rounding of a plain sum (GROWTH, derived in
 src/device/winograd.rs). At the recipe's rate of 0.1 the runs are apart after a few steps, and the allowance is as wide as
-the loss itself; --lr 0.01 keeps them together for longer, so that the comparison says more."""
+the loss itself; --lr 0.01 keeps them together for longer, so that the comparison says more.
+
+With --precision bf16 dalcore runs in bf16, and so do PyTorch's measuring runs: convolutions, normalisations and what is
+between them under autocast, the head in float32, as in dalcore. The allowance is then what bf16 costs PyTorch, times 4
+(there is no Winograd in it), and an epoch has three columns: dalcore, PyTorch in bf16, PyTorch in float32."""
 import argparse, json, pathlib, subprocess, sys, tarfile, time
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-FACTOR, FLOOR = 4.0 * 3.0, 2e-6
 
 p = argparse.ArgumentParser()
 p.add_argument("--dalcore", default="target/release/dalcore")
@@ -33,15 +37,19 @@ p.add_argument("--epochs", type=int, default=2)
 p.add_argument("--threads", type=int, default=2)
 p.add_argument("--truth", choices=["float64", "float32"], default="float64")
 p.add_argument("--lr", type=float, default=0.1)
+p.add_argument("--precision", choices=["f32", "bf16"], default="f32")
 args = p.parse_args()
 torch.set_num_threads(args.threads)
+ROUNDED = args.precision == "bf16"
+FACTOR, FLOOR = 4.0 if ROUNDED else 4.0 * 3.0, 2e-6
 BATCH, LR, MOMENTUM, DECAY, CLAMP, SEED = 256, args.lr, 0.9, 5e-4, 0.1, 10
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 def dalcore(name, epochs, *more):
     out = pathlib.Path(args.work) / name
-    settings = [f"train.epochs={epochs}", "train.crop_pad=0", "train.flip=false", "train.milestones=[]", f"train.lr={LR}"]
+    settings = [f"train.epochs={epochs}", "train.crop_pad=0", "train.flip=false", "train.milestones=[]", f"train.lr={LR}",
+                f"train.precision={args.precision}"]
     command = [args.dalcore, "train", "-v", "-d", "cifar10", "--preset", "paper", "--seed", str(SEED), "--device", "cpu"]
     command += ["--data-dir", args.data_dir, "--out", str(out), "--threads", str(args.threads), *more]
     command += [part for s in settings for part in ("--set", s)]
@@ -100,8 +108,9 @@ class Block(torch.nn.Module):
 
 
 class ResNet(torch.nn.Module):
-    def __init__(self, width=16, classes=10):
+    def __init__(self, rounded, width=16, classes=10):
         super().__init__()
+        self.rounded = rounded
         self.conv1 = torch.nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = torch.nn.BatchNorm2d(width)
         c = width
@@ -113,13 +122,14 @@ class ResNet(torch.nn.Module):
         self.fc = torch.nn.Linear(c, classes)
 
     def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.nn.functional.avg_pool2d(x, 4).flatten(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.rounded):
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.nn.functional.avg_pool2d(x.to(self.fc.weight.dtype), 4).flatten(1))
 
 
-def network(weights, dtype, nudge=None):
-    net = ResNet()
+def network(weights, dtype, nudge=None, rounded=False):
+    net = ResNet(rounded)
     missing, unknown = net.load_state_dict(weights, strict=False)
     assert not unknown and all(m.endswith("num_batches_tracked") for m in missing), (missing, unknown)
     if nudge is not None:
@@ -177,39 +187,44 @@ start = time.time()
 exact = getattr(torch, args.truth)
 truth = train(network(weights, exact), exact, batches[:n])
 rounding = np.zeros(n)
-for nudge in [1, 2, 3, 4] if args.truth == "float32" else [None, 1, 2, 3, 4]:
-    losses = train(network(weights, torch.float32, nudge), torch.float32, batches[:n])
+for nudge in [1, 2, 3, 4] if args.truth == "float32" and not ROUNDED else [None, 1, 2, 3, 4]:
+    losses = train(network(weights, torch.float32, nudge, ROUNDED), torch.float32, batches[:n])
     rounding = np.maximum(rounding, np.abs(losses - truth))
 allowed = np.maximum(FLOOR, FACTOR * np.maximum.accumulate(rounding))
 off = np.abs(ours[:n] - truth)
 worst = int(np.argmax(off / allowed))
 print(f"{n} steps, {time.time() - start:.0f} s in PyTorch. Distance to PyTorch in {args.truth}:", flush=True)
-print(f"{'step':>6} {'loss':>10} {'dalcore':>10} {'torch f32':>10} {'allowed':>10}")
+print(f"{'step':>6} {'loss':>10} {'dalcore':>10} {'torch ' + args.precision:>10} {'allowed':>10}")
 for i in sorted({0, 1, 2, 5, 10, 20, 30, 50, 70, n - 1, worst} & set(range(n))):
     print(f"{i:>6} {truth[i]:>10.6f} {off[i]:>10.2e} {rounding[i]:>10.2e} {allowed[i]:>10.2e}")
 held = bool((off <= allowed).all())
 print(f"largest share of the allowance: {(off / allowed).max():.2f} at step {worst}: {'within' if held else 'OUTSIDE OF'} the tolerance", flush=True)
 
-net, tests, ends = network(weights, torch.float32), [], set(np.cumsum([c["steps"] for c in curve]) - 1)
-theirs = train(net, torch.float32, batches, lambda i: tests.append(correct(net)) if i in ends else None)
-rows, at = [], 0
-for c, t in zip(curve, tests):
+ends = set(np.cumsum([c["steps"] for c in curve]) - 1)
+
+
+def curve_of(rounded):
+    """Losses of all steps in PyTorch, and right answers after every epoch."""
+    net, tests = network(weights, torch.float32, rounded=rounded), []
+    return train(net, torch.float32, batches, lambda i: tests.append(correct(net)) if i in ends else None), tests
+
+
+theirs, rows, at = {"torch": curve_of(ROUNDED), **({"torch f32": curve_of(False)} if ROUNDED else {})}, [], 0
+for e, c in enumerate(curve):
     span = slice(at, at + c["steps"])
     at += c["steps"]
-    rows.append({
-        "epoch": c["epoch"] + 1,
-        "dalcore": {"mean_loss": float(ours[span].mean()), "correct": c["correct"]},
-        "torch": {"mean_loss": float(theirs[span].mean()), "correct": t},
-    })
-    a, b = rows[-1]["dalcore"], rows[-1]["torch"]
-    print(f"epoch {c['epoch'] + 1}: mean loss {a['mean_loss']:.4f} and {b['mean_loss']:.4f}, test accuracy {a['correct'] / 100:.2f} % and {b['correct'] / 100:.2f} % (dalcore, PyTorch)", flush=True)
+    row = {"dalcore": {"mean_loss": float(ours[span].mean()), "correct": c["correct"]}}
+    row |= {name: {"mean_loss": float(losses[span].mean()), "correct": tests[e]} for name, (losses, tests) in theirs.items()}
+    rows.append({"epoch": c["epoch"] + 1, **row})
+    shown = [f"{name} mean loss {r['mean_loss']:.4f}, test accuracy {r['correct'] / 100:.2f} %" for name, r in row.items()]
+    print(f"epoch {c['epoch'] + 1}: " + "; ".join(shown), flush=True)
 
 if args.out:
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     result = {
-        "torch": torch.__version__, "threads": args.threads, "factor": FACTOR, "floor": FLOOR, "within_tolerance": held,
-        "steps": [{"step": i, args.truth: truth[i], "dalcore_off": off[i], "torch_f32_off": rounding[i], "allowed": allowed[i]} for i in range(n)],
+        "torch": torch.__version__, "precision": args.precision, "threads": args.threads, "factor": FACTOR, "floor": FLOOR, "within_tolerance": held,
+        "steps": [{"step": i, args.truth: truth[i], "dalcore_off": off[i], f"torch_{args.precision}_off": rounding[i], "allowed": allowed[i]} for i in range(n)],
         "epochs": rows, "manifest": json.loads((trained / "manifest.json").read_text()),
     }
     out.write_text(json.dumps(result, indent=1) + "\n")

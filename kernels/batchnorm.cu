@@ -157,16 +157,20 @@ KERNEL batch_norm_rstd_f32(
     if (j < c) rstd[j] = 1.0f / sqrtf(var[j] + eps);
 }
 
-// running = (1 - momentum) running + momentum batch   running, batch (n)
-// Launch: one thread per element, block 256.   Traffic: 3n floats.   Repeats: bit-identical.
+// running = (1 - momentum) running + momentum batch, of both statistics   all (c)
+// Launch: one thread per channel, block 256.   Traffic: 6c floats.   Repeats: bit-identical.
 KERNEL batch_norm_update_f32(
-    float* __restrict__ running,
-    const float* __restrict__ batch,
-    int n,
+    float* __restrict__ running_mean,
+    float* __restrict__ running_var,
+    const float* __restrict__ mean,
+    const float* __restrict__ var,
+    int c,
     float momentum
 ) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) running[i] = (1.0f - momentum) * running[i] + momentum * batch[i];
+    int j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= c) return;
+    running_mean[j] = (1.0f - momentum) * running_mean[j] + momentum * mean[j];
+    running_var[j] = (1.0f - momentum) * running_var[j] + momentum * var[j];
 }
 
 #define SOURCE "batchnorm.cu"

@@ -274,7 +274,8 @@ DEVICE void map16(S* y, int n, F f, const In*... x) {
 // Places in shared memory are SharedAt, a 32-bit address to which bytes are added; AT is added by the instruction.
 // ldmatrix_x4  four 8x8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8
 // cp_async16   16 bytes from global to shared memory, or zeros when not valid (the source is not looked at then); both
-//              aligned to 16; cp_async16_cached: zeros when `skip` is not zero
+//              aligned to 16; FROM is added to the source by the instruction; cp_async16_cached: zeros when `skip` is
+//              not zero
 // cp_async4    4 bytes, for tiles whose rows are not multiples of 16 bytes
 // cp_commit    closes this thread's group of copies
 // cp_wait<N>   waits until at most N of its groups are under way; a barrier must follow before others read
@@ -346,6 +347,11 @@ DEVICE void cp_async16(SharedAt dst, const void* src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0), "n"(AT)
                  : "memory");
 }
+template <int AT, int FROM = 0>
+DEVICE void cp_async16(SharedAt dst, const void* src) {
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(dst), "l"(src), "n"(AT), "n"(FROM)
+                 : "memory");
+}
 // .ca: the only form that exists for fewer than 16 bytes.
 template <int AT = 0>
 DEVICE void cp_async4(SharedAt dst, const void* src, bool valid) {
@@ -382,6 +388,10 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAt row, EMU_AT) {
 template <int AT = 0>
 inline void cp_async16(SharedAt dst, const void* src, bool valid, EMU_AT) {
     emu::cp_async(dst + AT, src, 16, valid, file, line);
+}
+template <int AT, int FROM = 0>
+inline void cp_async16(SharedAt dst, const void* src, EMU_AT) {
+    emu::cp_async(dst + AT, static_cast<const char*>(src) + FROM, 16, true, file, line);
 }
 template <int AT = 0>
 inline void cp_async16_cached(SharedAt dst, const void* src, uint32_t skip, EMU_AT) {

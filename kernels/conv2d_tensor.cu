@@ -25,25 +25,29 @@ struct Walk {
         keep(columns);
         carry();
     }
-    DEVICE void carry() {
-        while (channel >= channels && row != rows) {
-            channel -= channels;
-            at += at_jumps.tap;
-            along += along_jumps.tap;
-            column *= 2;
-            if (column == columns) {
-                column = 1 << FIRST_COLUMN;
-                row *= 2;
-                at += at_jumps.row;
-                along += along_jumps.row;
-            }
+    DEVICE void next_tap() {
+        channel -= channels;
+        at += at_jumps.tap;
+        along += along_jumps.tap;
+        column *= 2;
+        if (column == columns) {
+            column = 1 << FIRST_COLUMN;
+            row *= 2;
+            at += at_jumps.row;
+            along += along_jumps.row;
         }
     }
+    DEVICE void carry() {
+        while (channel >= channels && row != rows) next_tap();
+    }
+    // WHOLE: the channels are a multiple of the step, and nobody goes on behind the last tap.
+    template <bool WHOLE = false>
     DEVICE void go(int by, ptrdiff_t at_bytes, ptrdiff_t along_bytes) {
         channel += by;
         at += at_bytes;
         along += along_bytes;
-        carry();
+        if (!WHOLE) carry();
+        else if (channel >= channels) next_tap();
     }
     DEVICE bool ended() const { return row == rows; }
 };
@@ -55,12 +59,11 @@ struct Windows {
     int own[OWN];  // where they begin, in pieces of 16 bytes
     uint32_t skip[OWN];
 
-    DEVICE Windows(const uint2* window) {
+    DEVICE Windows(const int* begin, const uint32_t* beyond) {
 #pragma unroll
         for (int i = 0; i < OWN; i++) {
-            uint2 v = window[threadIdx.x / 8 + 16 * i];
-            own[i] = v.x;
-            skip[i] = v.y;
+            own[i] = begin[threadIdx.x / 8 + 16 * i];
+            skip[i] = beyond[threadIdx.x / 8 + 16 * i];
         }
     }
     template <int AT>
@@ -72,17 +75,17 @@ struct Windows {
     }
 };
 
-// Writes a staged tile of bf16, ROWS x COLS, or zeros where nothing is staged, to rows that start at `out[row]` (none
+// Writes a staged tile of bf16, ROWS x COLS, or zeros where nothing is staged, to rows that start at `out(row)` (none
 // if negative), 16 bytes at a time where rows are aligned. Whole: none is negative; dense: one lies behind the other.
-template <int ROWS, int COLS, bool STAGED = true>
-DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, int cols, bool whole, bool dense) {
+template <int ROWS, int COLS, bool STAGED = true, class Out>
+DEVICE void write_rows(bf16* to, const char* staged, Out out, int col0, int cols, bool whole, bool dense) {
     constexpr int PIECES = COLS / 8;
     if (cols % 8 != 0) {
         int width = min(COLS, cols - col0);
         for (int e = threadIdx.x; e < ROWS * width; e += THREADS) {
             int row = e / width, col = e % width;
             const bf16* from = reinterpret_cast<const bf16*>(staged + place<PIECES>(row, col / 8)) + col % 8;
-            if (out[row] >= 0) to[out[row] + col0 + col] = STAGED ? *from : from_float<bf16>(0.0f);
+            if (out(row) >= 0) to[out(row) + col0 + col] = STAGED ? *from : from_float<bf16>(0.0f);
         }
         return;
     }
@@ -94,7 +97,7 @@ DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, i
     };
     to += col;
     if (whole && dense) {
-        to += out[first];
+        to += out(first);
         ptrdiff_t step = THREADS / PIECES * cols;
         keep(step);
         each<ROWS * PIECES / THREADS>([&](auto i) {
@@ -106,7 +109,7 @@ DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, i
     keep(to);
     auto write = [&](auto all) {
         each<ROWS * PIECES / THREADS>([&](auto i) {
-            int start = out[first + THREADS / PIECES * decltype(i)::value];
+            int start = out(first + THREADS / PIECES * decltype(i)::value);
             if (all.value || start >= 0) store16(to + start, value(i));
         });
     };
@@ -151,19 +154,44 @@ DEVICE void write_rows(bf16* to, const char* staged, const int* out, int col0, i
 #undef BM
 #undef BN
 
-// y = x with zeros up to `wide` channels.   y (rows, wide)   x (rows, c)
-// Launch:  one thread per element of y, block 256.   Traffic: 2 rows (c + wide) bytes.   Repeats: bit-identical.
-KERNEL pad_channels_bf16(
+// y = x with zeros up to `wide` channels, and `pad` pixels of zeros around every image.
+//   y (n, h + 2 pad, w + 2 pad, wide)   x (n, h, w, c)
+// Launch:  a block for every 256 / (wide / 8) pixels of y, block 256.   Traffic: 2 n h w c bytes, and y once.
+// Repeats: bit-identical.   Limits:  wide % 8 == 0, wide <= 2048.
+KERNEL pad_images_bf16(
     bf16* __restrict__ y,
     const bf16* __restrict__ x,
-    int rows,
+    int n,
+    int h,
+    int w,
     int c,
-    int wide
+    int wide,
+    int pad
 ) {
-    int e = blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= rows * wide) return;
-    int j = e % wide;
-    y[e] = j < c ? x[e / wide * c + j] : from_float<bf16>(0.0f);
+    SHARED(bf16, own, [256 * 8 + 16]);  // the pixels of x in this block: they follow one another
+    int high = h + 2 * pad, across = w + 2 * pad, pieces = wide / 8, pixels = 256 / pieces;
+    int first = blockIdx.x * pixels, last = min(first + pixels, n * high * across);
+    // The pixels of x that come before this one of y; `in` if it is one of them.
+    auto before = [&](int pixel, bool& in) {
+        int i = pixel / across % high - pad, j = pixel % across - pad;
+        bool line = i >= 0 && i < h;
+        in = line && j >= 0 && j < w;
+        return (pixel / across / high * h + max(0, min(i, h))) * w + (line ? max(0, min(j, w)) : 0);
+    };
+    bool in;
+    int from = before(first, in) * c, to = before(last, in) * c;
+    int start = from & ~15;  // so that a warp reads whole sectors
+    for (int e = start + threadIdx.x; e < to; e += 256) {
+        if (e >= from) own[e - start] = x[e];
+    }
+    __syncthreads();
+    int pixel = first + threadIdx.x / pieces, channel = threadIdx.x % pieces * 8;
+    if (threadIdx.x >= pieces * pixels || pixel >= last) return;
+    const bf16* values = own + (before(pixel, in) * c - start + channel);
+    auto value = [&](int j) { return in && channel + j < c ? to_float(values[j]) : 0.0f; };
+    uint4 piece = make_uint4(pack_bf16(value(0), value(1)), pack_bf16(value(2), value(3)),
+                             pack_bf16(value(4), value(5)), pack_bf16(value(6), value(7)));
+    store16(y + (size_t)pixel * wide + channel, piece);
 }
 #else
 
@@ -195,8 +223,8 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     int part_on
 ) {
     DYN_SHARED(char, stages);
-    SHARED(uint2, window, [BM]);  // where it begins, in pieces of 16 bytes, and its taps outside of the image
-    SHARED(int, out, [BM]);
+    SHARED(int, begin, [BM]);  // of a window, in pieces of 16 bytes
+    SHARED(uint32_t, beyond, [BM]);  // its taps outside of the image
     unsigned t = threadIdx.x;
     int first = blockIdx.y * BM, col0 = blockIdx.x * BN;
     int depth = r * s * c, rows = min(BM, n * p * q - first);
@@ -206,11 +234,11 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
         int top = pi * stride - pad, left = qi * stride - pad;
         bool in = t < rows;
         uint32_t taps = outside(max(0, -top), min(r, h - top), max(0, -left), min(s, w - left));
-        window[t] = in ? make_uint2(((ni * h + top) * w + left) * (c / 8), taps) : make_uint2(0, ALL);
-        out[t] = in ? pixel * k : -1;
+        begin[t] = in ? ((ni * h + top) * w + left) * (c / 8) : 0;
+        beyond[t] = in ? taps : ALL;
     }
     __syncthreads();
-    Windows<BM> windows(window);
+    Windows<BM> windows(begin, beyond);
     Walk walk(x + t % 8 * 8, t % 8 * 8, c, r, s, {0, (ptrdiff_t)(w - s) * c * 2}, {0, 0});
     SharedAt to = shared_at(stages) + place<8>(t / 8, t % 8);
     keep(to);
@@ -225,13 +253,26 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
         keep(filter[i]);
     }
     Tile<BM, BN> tile;
-    tile.template product<false, false>(shared_at(stages), depth, [&](auto a, auto b) {
-        windows.template load<a.value>(to, walk);
-        each<BN / 16>([&](auto i) {
-            cp_async16<b.value + i.value * 2048>(to, filter[i.value] + walk.along, !walk.ended());
+    auto product = [&](auto whole) {
+        constexpr bool WHOLE = decltype(whole)::value;
+        tile.template product<false, false, WHOLE>(shared_at(stages), depth, [&](auto a, auto b) {
+            constexpr int A = decltype(a)::value, B = decltype(b)::value;
+            windows.template load<A>(to, walk);
+            each<BN / 16>([&](auto i) {
+                constexpr int I = decltype(i)::value;
+                if constexpr (WHOLE) {  // three stages of a filter lie behind one another
+                    constexpr int STAGE = A / Tile<BM, BN>::STAGE;
+                    cp_async16<B + I * 2048, STAGE * BK * 2>(to, filter[I]);
+                    if (STAGE == STAGES - 1) filter[I] += STAGES * BK * 2;
+                } else {
+                    cp_async16<B + I * 2048>(to, filter[I] + walk.along, !walk.ended());
+                }
+            });
+            walk.template go<WHOLE>(BK, BK * 2, BK * 2);
         });
-        walk.go(BK, BK * 2, BK * 2);
-    });
+    };
+    if (BN >= BK && c % BK == 0) product(Index<1>{});  // a step is inside of one tap
+    else product(Index<0>{});
 
     if (bias_on) {
         tile.each_pair([&](auto i, auto j, auto v, int, int col) {
@@ -242,6 +283,7 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
     }
     tile.stage(stages);
     __syncthreads();
+    auto out = [&](int row) { return row < rows ? (first + row) * k : -1; };
     write_rows<BM, BN>(y, stages, out, col0, k, rows == BM, true);
     if (!part_on) return;
     // Sums of the columns are a product with ones, sums of their squares the diagonal of Yt Y; 16 columns a warp. Rows
@@ -263,15 +305,15 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_fwd_bf16)(
         // Row and column `own` of the left product, and eight further of the right one, are with one lane in four.
         unsigned own = lane / 4;
         if (lane % 4 != own / 2) continue;
+        int col = col0 + g * 16 + own;
+        float *sums = part + (size_t)blockIdx.y * 2 * k + col, *squares = sums + k;
         each<2>([&](auto half) {
             constexpr int H = decltype(half)::value;
-            int col = col0 + g * 16 + H * 8 + own;
             float a = own % 2 ? total[H][1] : total[H][0];
             float b = own % 2 ? square[H][2 * H + 1] : square[H][2 * H];
-            if (col >= k) return;
-            float* to = part + (size_t)blockIdx.y * 2 * k + col;
-            to[0] = a;
-            to[k] = max(b - a * a / rows, 0.0f);
+            if (col + H * 8 >= k) return;
+            sums[H * 8] = a;
+            squares[H * 8] = max(b - a * a / rows, 0.0f);
         });
     }
 }
@@ -303,7 +345,8 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     int pad
 ) {
     DYN_SHARED(char, stages);
-    SHARED(uint2, window, [BM]);  // where it begins, in pieces of 16 bytes, and its taps outside of the image
+    SHARED(int, begin, [BM]);  // of a window, in pieces of 16 bytes
+    SHARED(uint32_t, beyond, [BM]);  // its taps outside of the image
     SHARED(int, out, [BM]);
     unsigned t = threadIdx.x;
     int first = blockIdx.y * BM, col0 = blockIdx.x * BN;
@@ -319,16 +362,18 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
         int up = (hi + pad - r0) / stride, back = (wi + pad - s0) / stride;  // the output of the first tap
         bool in = pixel < n * hs * ws;
         uint32_t taps = outside(max(0, up - p + 1), min(rs, up + 1), max(0, back - q + 1), min(ss, back + 1));
-        window[t] = in ? make_uint2(((ni * p + up) * q + back) * (kd / 8), taps) : make_uint2(0, ALL);
+        begin[t] = in ? ((ni * p + up) * q + back) * (kd / 8) : 0;
+        beyond[t] = in ? taps : ALL;
         out[t] = in ? ((ni * h + hi) * w + wi) * c : -1;
     }
     bool whole = first + BM <= n * hs * ws;
     __syncthreads();
+    auto start = [&](int row) { return out[row]; };
     if (depth == 0) {  // no tap reaches the class
-        write_rows<BM, BN, false>(dx, nullptr, out, col0, c, whole, stride == 1);
+        write_rows<BM, BN, false>(dx, nullptr, start, col0, c, whole, stride == 1);
         return;
     }
-    Windows<BM> windows(window);
+    Windows<BM> windows(begin, beyond);
     constexpr int PIECES = BN / 8, ROWS = THREADS / PIECES;
     // Channels beyond the last are the first again: what they give is not written.
     const bf16* filters = wt + (r0 * s + s0) * cw + (col0 + t % PIECES * 8 < cw ? col0 + t % PIECES * 8 : 0);
@@ -349,10 +394,10 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
             windows.template load<a.value>(to, walk);
             const char* next = row + walk.along;
             each<BN / 16>([&](auto i) {
-                cp_async16<b.value + i.value * 2048>(to_b, next, true);
+                cp_async16<b.value + i.value * 2048>(to_b, next);
                 next += step;
             });
-            walk.go(BK, BK * 2, BK * filter * 2);
+            walk.template go<true>(BK, BK * 2, BK * filter * 2);
         });
     } else {
         Walk rows(row, t / PIECES, kd, rs, ss, jumps, {0, 0});
@@ -367,10 +412,10 @@ KERNEL __launch_bounds__(128, 2) VARIANT(conv2d_dgrad_bf16)(
     }
     tile.stage(stages);
     __syncthreads();
-    write_rows<BM, BN>(dx, stages, out, col0, c, whole, stride == 1);
+    write_rows<BM, BN>(dx, stages, start, col0, c, whole, stride == 1);
     if (gridDim.z > 1 || stride == 1) return;
     for (int i = 1; i < stride * stride; i++) {
-        write_rows<BM, BN, false>(dx + (i / stride * w + i % stride) * c, nullptr, out, col0, c, whole, false);
+        write_rows<BM, BN, false>(dx + (i / stride * w + i % stride) * c, nullptr, start, col0, c, whole, false);
     }
 }
 #endif

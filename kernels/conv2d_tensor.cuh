@@ -109,9 +109,8 @@ struct Tile {
             left -= BK;
             return left > 0;
         };
-        bool more = step(Index<0>{}, Index<1>{});
-        while (more) {
-            more = step(Index<1>{}, Index<0>{}) && step(Index<2>{}, Index<0>{}) && step(Index<0>{}, Index<0>{});
+        if (step(Index<0>{}, Index<1>{})) {
+            while (step(Index<1>{}, Index<0>{}) && step(Index<2>{}, Index<0>{}) && step(Index<0>{}, Index<0>{})) {}
         }
         static_assert(STAGES == 3, "the loop names them");
         cp_wait<0>();

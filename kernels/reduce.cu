@@ -10,9 +10,10 @@
 // The second stage of every sum that is cut into chunks: y = sum of part over the chunks, without the columns that are
 // only there to fill up.
 //   y (rows, c)   part (chunks, rows, wide), c <= wide
-// Launch:  grid rows * wide / 32 rounded up, block 256: eight groups share the chunks of 32 elements.
+// Launch:  block 256; grid rows * wide / 1024 rounded up, four elements a thread, for up to eight chunks; otherwise
+//          rows * wide / 32, eight groups sharing the chunks of 32 elements.
 // Traffic: chunks rows wide floats.
-// Repeats: bit-identical: groups in order, chunks in order within a group.   Limits:  rows wide < 2^31 - 256.
+// Repeats: bit-identical: groups in order, chunks in order within a group.   Limits:  rows wide < 2^31 - 1024.
 KERNEL sum_chunks_f32(
     float* __restrict__ y,
     const float* __restrict__ part,
@@ -22,18 +23,40 @@ KERNEL sum_chunks_f32(
     int chunks
 ) {
     SHARED(float, sums, [8][32]);
-    int group = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int len = rows * wide, e = blockIdx.x * 32 + lane;
+    int len = rows * wide;
+    auto write = [&](int e, float sum) {
+        if (e % wide < c) y[e / wide * c + e % wide] = sum;
+    };
+    if (chunks <= 8) {
+        int e = (blockIdx.x * 256 + threadIdx.x) * 4;
+        if (c == wide && e + 4 <= len && len % 4 == 0 && aligned16(y) && aligned16(part)) {
+            Some<4> sum{};
+            for (int z = 0; z < chunks; z++) {
+                Some<4> v(part + (size_t)z * len + e);
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum.v[i] += v.v[i];
+            }
+            sum.store(y + e);
+            return;
+        }
+        for (int i = e; i < min(e + 4, len); i++) {
+            float sum = 0.0f;
+            for (int z = 0; z < chunks; z++) sum += part[(size_t)z * len + i];
+            write(i, sum);
+        }
+        return;
+    }
+    int group = threadIdx.x / 32, lane = threadIdx.x % 32, e = blockIdx.x * 32 + lane;
     float sum = 0.0f;
     if (e < len) {
         for (int z = group; z < chunks; z += 8) sum += part[(size_t)z * len + e];
     }
     sums[group][lane] = sum;
     __syncthreads();
-    if (group > 0 || e >= len || e % wide >= c) return;
+    if (group > 0 || e >= len) return;
 #pragma unroll
     for (int g = 1; g < 8; g++) sum += sums[g][lane];
-    y[e / wide * c + e % wide] = sum;
+    write(e, sum);
 }
 
 // y[i] = sum of x[i][j] over j.
@@ -130,7 +153,8 @@ KERNEL VARIANT(sum_rows_part)(
     int last = min(first + ROWS, m);
     int j0 = blockIdx.y * 256;                     // columns of this block: [j0, j0 + width)
     int width = min(c - j0, 256);
-    int rows = 256 / width;                        // taken in one go, at least 1
+    int rows = 256 / width, sector = 32 / sizeof(Stored);  // taken in one go, at least 1
+    if (rows > sector) rows -= rows % sector;      // each go begins where a sector does
     int r = threadIdx.x / width;                   // row within the go; threads from rows * width on are idle
     int j = threadIdx.x % width;
     float sum = 0.0f;

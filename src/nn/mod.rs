@@ -26,9 +26,12 @@ use crate::tensor::{Buf, Dtype, Shape, Storage, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Param(usize);
 
-/// Index of a running statistic: state of the network that no gradient reaches.
+/// Indices of the running statistics of one normalisation: state of the network that no gradient reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat(usize);
+pub struct Running {
+    mean: usize,
+    var: usize,
+}
 
 /// How a slot starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,8 +195,9 @@ impl Layout {
         let mut param =
             |what, v| Param(push(&mut self.slots, &format!("{name}.{what}"), [c].into(), Start::Constant(v)));
         let (gamma, beta) = (param("weight", 1.0), param("bias", 0.0));
-        let mut stat = |what, v| Stat(push(&mut self.stats, &format!("{name}.{what}"), [c].into(), Start::Constant(v)));
-        Norm { gamma, beta, mean: stat("running_mean", 0.0), var: stat("running_var", 1.0) }
+        let mut stat = |what, v| push(&mut self.stats, &format!("{name}.{what}"), [c].into(), Start::Constant(v));
+        let running = Running { mean: stat("running_mean", 0.0), var: stat("running_var", 1.0) };
+        Norm { gamma, beta, running }
     }
 
     /// All parameters and statistics with their first values. `rng` is the stream of (seed, round).
@@ -211,8 +215,7 @@ impl Layout {
 pub struct Norm {
     gamma: Param,
     beta: Param,
-    mean: Stat,
-    var: Stat,
+    running: Running,
 }
 
 const EPS: f32 = 1e-5;
@@ -228,12 +231,11 @@ impl Norm {
         match cx.mode {
             Mode::Train => {
                 let (y, stats) = ops::batch_norm(x, sums, &gamma, &beta, EPS, then)?;
-                cx.seen.borrow_mut().extend([(self.mean, stats.mean), (self.var, stats.var)]);
+                cx.seen.borrow_mut().push((self.running, stats));
                 Ok(y)
             }
             Mode::Eval | Mode::McDropout { .. } => {
-                let stats = BatchStats { mean: cx.params.stat(self.mean)?, var: cx.params.stat(self.var)? };
-                ops::batch_norm_eval(x, &gamma, &beta, &stats, EPS, then)
+                ops::batch_norm_eval(x, &gamma, &beta, &cx.params.running(self.running)?, EPS, then)
             }
         }
     }
@@ -282,19 +284,21 @@ impl Params {
         }
     }
 
-    /// A running statistic, a constant.
-    fn stat(&self, s: Stat) -> Result<Tensor> {
-        let slot = &self.stats[s.0];
-        let buf = self.running.window(slot.offset, slot.shape.len())?;
-        Ok(Tensor::build(slot.shape.clone(), Storage::F32(buf), self.device.clone(), false, None, None))
+    /// Running statistics, constants.
+    fn running(&self, r: Running) -> Result<BatchStats> {
+        let tensor = |i: usize| {
+            let slot = &self.stats[i];
+            let buf = self.running.window(slot.offset, slot.shape.len())?;
+            Ok(Tensor::build(slot.shape.clone(), Storage::F32(buf), self.device.clone(), false, None, None))
+        };
+        Ok(BatchStats { mean: tensor(r.mean)?, var: tensor(r.var)? })
     }
 
     /// Moves the running statistics a tenth of the way towards those of a batch.
-    pub fn absorb(&mut self, seen: &[(Stat, Tensor)]) -> Result<()> {
-        for (stat, batch) in seen {
-            let slot = &self.stats[stat.0];
-            let batch = batch.buf("absorb")?;
-            ops::batch_norm_update(&mut self.running, slot.offset, batch, &self.device, MOMENTUM)?;
+    pub fn absorb(&mut self, seen: &[(Running, BatchStats)]) -> Result<()> {
+        for (r, batch) in seen {
+            let at = [r.mean, r.var].map(|i| self.stats[i].offset);
+            ops::batch_norm_update(&mut self.running, at, batch, &self.device, MOMENTUM)?;
         }
         Ok(())
     }
@@ -416,7 +420,7 @@ pub struct Ctx<'a> {
     /// In training: the weights are constants, so that nothing is kept for a backward pass.
     constant: bool,
     /// Statistics of the batch, of a training pass.
-    seen: RefCell<Vec<(Stat, Tensor)>>,
+    seen: RefCell<Vec<(Running, BatchStats)>>,
 }
 
 impl<'a> Ctx<'a> {
@@ -501,7 +505,7 @@ impl<'a> Ctx<'a> {
     }
 
     /// The statistics that the pass has seen, for [`Params::absorb`].
-    pub fn into_seen(self) -> Vec<(Stat, Tensor)> {
+    pub fn into_seen(self) -> Vec<(Running, BatchStats)> {
         self.seen.into_inner()
     }
 }

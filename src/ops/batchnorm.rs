@@ -35,6 +35,7 @@ impl Then<'_> {
 }
 
 /// Statistics of one batch, for the running ones.
+#[derive(Clone)]
 pub struct BatchStats {
     /// μ (C)
     pub mean: Tensor,
@@ -92,25 +93,30 @@ pub fn batch_norm_eval(
     normalise(x, gamma, beta, moments, then, false)
 }
 
-/// running ← (1 − momentum) · running + momentum · batch, for the part of `running` that starts at `offset`.
+/// running ← (1 − momentum) · running + momentum · batch, for the mean and the variance that start at `at` in `running`.
 pub fn batch_norm_update(
     running: &mut Buf<f32>,
-    offset: usize,
-    batch: &Buf<f32>,
+    at: [usize; 2],
+    batch: &BatchStats,
     device: &Device,
     momentum: f32,
 ) -> Result<()> {
-    let n = batch.len();
+    let c = batch.mean.len();
     match device {
         Device::Cpu => {
-            for (r, b) in running.host_mut(OP)?[offset..offset + n].iter_mut().zip(batch.host(OP)?) {
-                *r = (1.0 - momentum) * *r + momentum * b;
+            let running = running.host_mut(OP)?;
+            for (at, batch) in at.into_iter().zip([&batch.mean, &batch.var]) {
+                for (r, b) in running[at..at + c].iter_mut().zip(batch.host::<f32>(OP)?) {
+                    *r = (1.0 - momentum) * *r + momentum * b;
+                }
             }
             Ok(())
         }
-        Device::Cuda(c) => {
-            let l = Launch::elements(n);
-            launch::batch_norm_update_f32(c, l, &mut running.window(offset, n)?, batch, n as i32, momentum)
+        Device::Cuda(cuda) => {
+            let [mut to_mean, mut to_var] = [running.window(at[0], c)?, running.window(at[1], c)?];
+            let (mean, var) = (batch.mean.buf(OP)?, batch.var.buf(OP)?);
+            let l = Launch::elements(c);
+            launch::batch_norm_update_f32(cuda, l, &mut to_mean, &mut to_var, mean, var, c as i32, momentum)
         }
     }
 }
@@ -734,16 +740,11 @@ mod tests {
         }
         let y = y.to_vec::<f32>().unwrap();
         assert!(y.iter().all(|v| (v - 2.0).abs() < 1e-3 || v.abs() < 1e-3), "{:?}", &y[..6]);
-        let mut running = Buf::from_host(&Device::Cpu, &[0.0f32, 1.0, 2.0]).unwrap();
-        batch_norm_update(
-            &mut running,
-            0,
-            &Buf::from_host(&Device::Cpu, &[10.0f32, 1.0, 0.0]).unwrap(),
-            &Device::Cpu,
-            0.1,
-        )
-        .unwrap();
-        assert_eq!(running.to_host().unwrap(), [1.0, 1.0, 1.8]);
+        let mut running = Buf::from_host(&Device::Cpu, &[0.0f32, 1.0, 2.0, 4.0, 9.0]).unwrap();
+        let of = |v: [f32; 2]| Tensor::new(&Device::Cpu, [2], &v).unwrap();
+        let batch = BatchStats { mean: of([10.0, 1.0]), var: of([0.0, 14.0]) };
+        batch_norm_update(&mut running, [0, 2], &batch, &Device::Cpu, 0.1).unwrap();
+        assert_eq!(running.to_host().unwrap(), [1.0, 1.0, 1.8, 5.0, 9.0]);
     }
 
     #[test]

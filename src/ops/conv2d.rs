@@ -37,6 +37,9 @@ const OP: &str = "conv2d";
 /// Rows and columns of a filter in bf16: the kernels keep which of them lie inside of the image in 15 bits.
 const MAX_TAPS: usize = 15;
 
+/// Channels in bf16, unless they are a multiple of eight: a block fills up whole pixels.
+const MAX_ODD_CHANNELS: usize = 2048;
+
 /// x (N, H, W, C), w (K, R, S, C), b (K) → (N, P, Q, K). x and w are of one type; for bf16 the bias and the gradients
 /// of w and b are f32.
 pub fn conv2d(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
@@ -63,6 +66,12 @@ fn convolve(
     if x.dtype() == Dtype::Bf16 && g.r.max(g.s) > MAX_TAPS {
         return Err(w.shape().refuse(OP, format!("filters of at most {MAX_TAPS} x {MAX_TAPS} in bf16; use f32")));
     }
+    if let (Dtype::Bf16, Some(c)) =
+        (x.dtype(), [g.c, g.k].into_iter().find(|c| !c.is_multiple_of(8) && *c > MAX_ODD_CHANNELS))
+    {
+        let want = format!("a multiple of eight channels above {MAX_ODD_CHANNELS} in bf16, not {c}; use f32");
+        return Err(w.shape().refuse(OP, want));
+    }
     if x.is_rounded() {
         let y = tracked(&cast(x, Dtype::F32)?, &widen_weights(w)?, b, n, Geometry { plain: true, ..g }, false)?.0;
         return Ok((cast(&y, Dtype::Bf16)?, None));
@@ -79,11 +88,15 @@ fn tracked(
     g: Geometry,
     with_sums: bool,
 ) -> Result<(Tensor, Option<ChunkSums>)> {
-    let (y, sums) = match (x.device(), x.dtype()) {
-        (Device::Cuda(cuda), Dtype::Bf16) => tensor::forward(cuda, x, w, b, n, &g, with_sums)?,
-        _ => (forward(x, w, b, n, &g)?, None),
+    let (y, sums, sx) = match (x.device(), x.dtype()) {
+        (Device::Cuda(cuda), Dtype::Bf16) => {
+            let x = tensor::wide(cuda, x, g.pad)?;
+            let (y, sums) = tensor::forward(cuda, &x, w, b, n, &g, with_sums)?;
+            (y, sums, x)
+        }
+        _ => (forward(x, w, b, n, &g)?, None, x.detach()),
     };
-    let (sx, sw) = (x.detach(), w.detach());
+    let sw = w.detach();
     let inputs: Vec<&Tensor> = [x, w].into_iter().chain(b).collect();
     let bias = b.is_some();
     let y = y.with_grad(OP, &inputs, move |dy, need| {
@@ -208,8 +221,6 @@ fn ints(g: &Geometry) -> [i32; 10] {
 
 /// bf16 on tensor cores: `kernels/conv2d_tensor.cu` and `conv2d_wgrad_tensor.cu`.
 mod tensor {
-    use half::bf16;
-
     use super::{Buf, ChunkSums, Cuda, Geometry, Launch, OP, Result, Tensor, ints, launch, sum_chunks};
 
     /// Rows and columns of a block.
@@ -250,18 +261,28 @@ mod tensor {
         3 * 64 * (rows + cols) * 2
     }
 
-    /// `x` with its channels filled up with zeros to a multiple of eight, which 16-byte copies want.
-    fn padded(cuda: &Cuda, x: &Tensor, c: usize) -> Result<(Buf<bf16>, usize)> {
-        let (wide, rows) = (c.next_multiple_of(8), x.len() / c);
-        if wide == c {
-            return Ok((x.buf(OP)?.clone(), c));
+    /// `x` (N, H, W, C) as the 16-byte copies want it: with a multiple of eight channels. Where they have to be filled
+    /// up, the `pad` zeros around the images go in as well: windows of few channels then begin where a sector does.
+    pub fn wide(cuda: &Cuda, x: &Tensor, pad: usize) -> Result<Tensor> {
+        let [n, h, w, c] = x.shape().nhwc(OP)?;
+        let to = [n, h + 2 * pad, w + 2 * pad, c.next_multiple_of(8)];
+        if to[3] == c {
+            return Ok(x.detach());
         }
-        let mut y = Buf::stale(x.device(), rows * wide)?;
-        let l = Launch::elements(rows * wide);
-        launch::pad_channels_bf16(cuda, l, &mut y, x.buf(OP)?, rows as i32, c as i32, wide as i32)?;
-        Ok((y, wide))
+        let mut y = x.stale_like(to)?;
+        let l = Launch::grid((n * to[1] * to[2]).div_ceil(256 / (to[3] / 8)), 1, 1, 256);
+        let [n, h, w, c, wide, pad] = [n, h, w, c, to[3], pad].map(|v| v as i32);
+        launch::pad_images_bf16(cuda, l, y.buf_mut(OP)?, x.buf(OP)?, n, h, w, c, wide, pad)?;
+        Ok(y)
     }
 
+    /// Height, width and channels of [`wide`] images, and the padding that is not in them.
+    fn windows(x: &Tensor, g: &Geometry) -> Result<[i32; 4]> {
+        let [_, h, w, c] = x.shape().nhwc(OP)?;
+        Ok([h, w, c, g.pad - (h - g.h) / 2].map(|v| v as i32))
+    }
+
+    /// `x` is [`wide`].
     pub fn forward(
         cuda: &Cuda,
         x: &Tensor,
@@ -272,38 +293,40 @@ mod tensor {
         with_sums: bool,
     ) -> Result<(Tensor, Option<ChunkSums>)> {
         let mut y = x.stale_like([n, g.p, g.q, g.k])?;
-        let ((x, c), (w, _)) = (padded(cuda, x, g.c)?, padded(cuda, w, g.c)?);
+        let (w, [h, wi, c, pad]) = (wide(cuda, w, 0)?, windows(x, g)?);
         let (v, rows, l) = tiles(g.k, n * g.p * g.q, 1);
         let chunks = (n * g.p * g.q).div_ceil(rows);
         let mut part: Buf<f32> = Buf::stale(y.device(), if with_sums { chunks * 2 * g.k } else { 1 })?;
         let none = Buf::<f32>::stale(y.device(), 1)?;
         let (bias_on, b) = (i32::from(b.is_some()), b.map_or(Ok(&none), |t| t.buf(OP))?);
-        let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
-        let (to, n, c, part_on) = (y.buf_mut(OP)?, n as i32, c as i32, i32::from(with_sums));
+        let [_, _, _, k, r, s, p, q, stride, _] = ints(g);
+        let (to, x, w, n, part_on) = (y.buf_mut(OP)?, x.buf(OP)?, w.buf(OP)?, n as i32, i32::from(with_sums));
         launch::conv2d_fwd_bf16(
-            cuda, l, v, to, &mut part, &x, &w, b, n, h, wi, c, k, r, s, p, q, stride, pad, bias_on, part_on,
+            cuda, l, v, to, &mut part, x, w, b, n, h, wi, c, k, r, s, p, q, stride, pad, bias_on, part_on,
         )?;
         Ok((y, with_sums.then_some(ChunkSums { part, rows })))
     }
 
     pub fn dgrad(cuda: &Cuda, dy: &Tensor, w: &Tensor, n: usize, g: &Geometry) -> Result<Tensor> {
         let mut dx = dy.stale_like([n, g.h, g.w, g.c])?;
-        let ((dy, kd), (w, cw)) = (padded(cuda, dy, g.k)?, padded(cuda, w, g.c)?);
+        let (dy, w) = (wide(cuda, dy, 0)?, wide(cuda, w, 0)?);
         let class = n * g.h.div_ceil(g.stride) * g.w.div_ceil(g.stride);
         // Pixels between those that a filter of one tap reaches are zeros, written by the blocks of their neighbours.
         let alone = g.r == 1 && g.s == 1 && g.pad == 0 && g.h.is_multiple_of(g.stride) && g.w.is_multiple_of(g.stride);
         let (v, _, l) = tiles(g.c, class, if alone { 1 } else { g.stride * g.stride });
         let [h, wi, c, k, r, s, p, q, stride, pad] = ints(g);
-        let (to, n, cw, kd) = (dx.buf_mut(OP)?, n as i32, cw as i32, kd as i32);
-        launch::conv2d_dgrad_bf16(cuda, l, v, to, &dy, &w, n, h, wi, c, cw, k, kd, r, s, p, q, stride, pad)?;
+        let [n, cw, kd] = [n, w.dims()[3], dy.dims()[3]].map(|v| v as i32);
+        let (to, dy, w) = (dx.buf_mut(OP)?, dy.buf(OP)?, w.buf(OP)?);
+        launch::conv2d_dgrad_bf16(cuda, l, v, to, dy, w, n, h, wi, c, cw, k, kd, r, s, p, q, stride, pad)?;
         Ok(dx)
     }
 
+    /// `x` is [`wide`].
     pub fn wgrad(cuda: &Cuda, dw: &mut Buf<f32>, dy: &Tensor, x: &Tensor, n: usize, g: &Geometry) -> Result<()> {
-        let ((x, wide), (dy_buf, kd)) = (padded(cuda, x, g.c)?, padded(cuda, dy, g.k)?);
+        let (dy, [h, wi, c, pad]) = (wide(cuda, dy, 0)?, windows(x, g)?);
         let v = narrowest(&WGRAD_TILES, g.k);
         let [rows, cols] = WGRAD_TILES[v];
-        let (places, pixels) = (g.r * g.s * wide, n * g.p * g.q);
+        let (places, pixels) = (g.r * g.s * c as usize, n * g.p * g.q);
         let (across, down) = (places.div_ceil(rows), g.k.div_ceil(cols));
         // Whole steps of 64 pixels, and at least six of them: what a block does and writes only once is then the lesser
         // part.
@@ -311,11 +334,10 @@ mod tensor {
         let chunks = pixels.div_ceil(chunk);
         let mut part: Buf<f32> = Buf::stale(dy.device(), chunks * g.k * places)?;
         let l = Launch::grid(across, down, chunks, THREADS).with_shared(shared([rows, cols]));
-        let [h, wi, _, k, r, s, p, q, stride, pad] = ints(g);
-        let (n, wide, kd, chunk) = (n as i32, wide as i32, kd as i32, chunk as i32);
-        launch::conv2d_wgrad_bf16(
-            cuda, l, v, &mut part, &x, &dy_buf, n, h, wi, wide, k, kd, r, s, p, q, stride, pad, chunk,
-        )?;
+        let [_, _, _, k, r, s, p, q, stride, _] = ints(g);
+        let [n, kd, chunk] = [n, dy.dims()[3], chunk].map(|v| v as i32);
+        let (x, dy) = (x.buf(OP)?, dy.buf(OP)?);
+        launch::conv2d_wgrad_bf16(cuda, l, v, &mut part, x, dy, n, h, wi, c, k, kd, r, s, p, q, stride, pad, chunk)?;
         sum_chunks(cuda, dw, &part, [g.k * g.r * g.s, g.c, places / (g.r * g.s)], chunks)
     }
 }

@@ -84,7 +84,8 @@ pub(super) fn sum_chunks(
     [rows, c, wide]: [usize; 3],
     chunks: usize,
 ) -> Result<()> {
-    let l = Launch::grid((rows * wide).div_ceil(32), 1, 1, 256);
+    let of_a_block = if chunks <= 8 { 1024 } else { 32 };
+    let l = Launch::grid((rows * wide).div_ceil(of_a_block), 1, 1, 256);
     launch::sum_chunks_f32(cuda, l, y, part, rows as i32, c as i32, wide as i32, chunks as i32)
 }
 

@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::data::PoolIdx;
 use crate::device::cuda::Replay;
 use crate::nn::critic::Critic;
-use crate::nn::{Ctx, Layout, Mode, Params, Stat};
-use crate::ops;
+use crate::nn::{Ctx, Layout, Mode, Params, Running};
+use crate::ops::{self, BatchStats};
 use crate::optim::{Sgd, rate_at};
 use crate::rng::{Purpose, Rng};
 use crate::tensor::{Buf, Dtype, Tensor};
@@ -108,7 +108,7 @@ impl Duel {
         [labelled, unlabelled]: [&Tensor; 2],
         y: &Tensor,
         clock: &Rc<Clock>,
-    ) -> Result<(Tensor, Vec<(Stat, Tensor)>)> {
+    ) -> Result<(Tensor, Vec<(Running, BatchStats)>)> {
         let ([mut l, mut u], judge, net) = (self.contexts(clock), self.judge(clock), &*self.training.model.net);
         let [embedding, h_l] = self.critic.features(net, labelled, &mut l)?;
         let [_, h_u] = self.critic.features(net, unlabelled, &mut u)?;

@@ -197,7 +197,9 @@ fn optimizer(devices: &[Device; 2]) {
         for _ in 0..2 {
             ops::sgd_step(&mut w, &mut v, &g, &clock, d, 0.9, 5e-4, 0.7).unwrap();
         }
-        ops::batch_norm_update(&mut v, 0, &g, d, 0.1).unwrap();
+        let of = |seed| Tensor::new(d, [n / 2], &noise(n / 2, seed)).unwrap();
+        let batch = ops::BatchStats { mean: of(5), var: of(6) };
+        ops::batch_norm_update(&mut v, [n / 2, 0], &batch, d, 0.1).unwrap();
         let mut whole: Buf<f32> = Buf::zeros(d, n + 3).unwrap();
         ops::copy_into(&mut whole, 3, &w, d).unwrap();
         (f64s(&whole.to_host().unwrap()), f64s(&v.to_host().unwrap()))
