@@ -10,6 +10,8 @@ the compiled `peer` benchmark (built with kernels).
 A bound is not a time: no latency, no dependencies, and nothing that the assembler decides is in it."""
 import argparse, json, os, pathlib, subprocess, tempfile
 
+from bench_binary import peer_binary
+
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--driver", required=True)
 p.add_argument("--precision", default="bf16", choices=["f32", "bf16"])
@@ -21,15 +23,6 @@ args = p.parse_args()
 # H100 SXM: clock times multiprocessors, then what one of them does in a clock.
 RATE = 132 * 1.755e9
 LAUNCH = 2.5e-6
-
-
-def peer_binary():
-    if "PEER" in os.environ:
-        return os.environ["PEER"]
-    build = ["cargo", "bench", "--features", "cuda", "--bench", "peer", "--no-run", "--message-format=json"]
-    out = subprocess.run(build, check=True, capture_output=True, text=True).stdout
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return [m["executable"] for m in found if m.get("executable") and m["target"]["name"] == "peer"][-1]
 
 
 def counted(*case):
@@ -68,7 +61,7 @@ def row(k):
 
 HEAD = ("kernel | launches | bound µs | limited by, µs | tensor / issue | sectors read | written | wavefronts read | written")
 HEAD = f"| {HEAD} |\n|" + "---|" * 9
-binary = peer_binary()
+binary = peer_binary("--features", "cuda")
 listed = [line.split() for line in subprocess.run([binary, "layers"], check=True, capture_output=True, text=True).stdout.splitlines()]
 results = pathlib.Path(__file__).parent / "results"
 results.mkdir(exist_ok=True)

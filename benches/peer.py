@@ -4,7 +4,9 @@
     python benches/peer.py [--rounds 5] [--threads 2] [--only lenet,w16,w64,mixmatch] [--cuda]
 
 Needs cargo, or the environment variable PEER with the path of the compiled `peer` benchmark."""
-import argparse, json, os, statistics, subprocess, time
+import argparse, os, statistics, subprocess, time
+
+from bench_binary import peer_binary
 
 p = argparse.ArgumentParser()
 p.add_argument("--rounds", type=int, default=5)
@@ -13,14 +15,6 @@ p.add_argument("--only", default="lenet,w16,w64,mixmatch", help="comma-separated
 p.add_argument("--cuda", action="store_true")
 args = p.parse_args()
 device = "cuda" if args.cuda else "cpu"
-
-
-def peer_binary():
-    if "PEER" in os.environ:
-        return os.environ["PEER"]
-    out = subprocess.run(["cargo", "bench", "--bench", "peer", "--no-run", "--message-format=json"], check=True, capture_output=True, text=True).stdout
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return [m["executable"] for m in found if m.get("executable") and m["target"]["name"] == "peer"][-1]
 
 
 def ours(*case, batch=256, precision="f32"):

@@ -3,6 +3,7 @@
 //! `peer step NET` times training steps of a network alone, `peer once LAYER` runs one layer forward and backward a
 //! single time and `peer layers` lists them with how often a step has them: for profilers. `DALCORE_BENCH_BATCH`,
 //! `DALCORE_BENCH_PRECISION=bf16`, `DALCORE_BENCH_STEPS` (default 6).
+//! `peer gradient CHECKPOINT RECORDS OUT` writes the gradient of ResNet-18's loss on CIFAR-10 records: `benches/precision.py`.
 //! `peer gemm` compares the dense product with the crate `gemm` on the shapes LeNet uses, interleaved here.
 
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use dalcore::device::microkernel::{Panels, product, product_tn};
 use dalcore::device::{Choice, Device};
 use dalcore::nn::lenet::LeNet;
 use dalcore::nn::resnet::ResNet18;
-use dalcore::nn::{Ctx, Layout, Mode, Net};
+use dalcore::nn::{Ctx, Layout, Mode, Net, checkpoint};
 use dalcore::optim::Sgd;
 use dalcore::rng::{Purpose, Rng};
 use dalcore::tensor::{Buf, Dtype, Tensor};
@@ -41,6 +42,15 @@ fn main() -> Result<()> {
         Some("resnet-train") => println!("resnet-train {}", resnet(&device, 3, false)?),
         Some("resnet-mixmatch") => println!("resnet-mixmatch {}", resnet(&device, 3, true)?),
         Some("step") => println!("step {}", step(&args.next().unwrap_or_default(), &device)?),
+        Some("gradient") => {
+            let files: Vec<String> = args.collect();
+            let [checkpoint, records, out] = files.as_slice() else {
+                return Err(Error::Config { key: "gradient".into(), why: "CHECKPOINT RECORDS OUT are wanted".into() });
+            };
+            let file = |path: &String| std::fs::read(path).map_err(|e| Error::io(path, &e));
+            let bytes = gradient(&file(checkpoint)?, &file(records)?, &device)?;
+            std::fs::write(out, bytes).map_err(|e| Error::io(out, &e))?;
+        }
         Some("once") => once(&args.next().unwrap_or_default(), &device)?,
         Some("layers") => {
             let flops = |l: &shapes::Layer| l.case.flops;
@@ -52,7 +62,7 @@ fn main() -> Result<()> {
         Some(other) => {
             let why = format!(
                 "there is no case '{other}'; known: lenet-train, lenet-eval, lenet-mixmatch, resnet-train, \
-                 resnet-mixmatch, step NET, once LAYER, layers, gemm"
+                 resnet-mixmatch, step NET, once LAYER, gradient, layers, gemm"
             );
             return Err(Error::Config { key: "peer".into(), why });
         }
@@ -118,6 +128,37 @@ fn once(name: &str, device: &Device) -> Result<()> {
     let wrt: Vec<&Tensor> = inputs.iter().skip(skip).collect();
     y.grad_from(&layer.case.cotangent(&y)?, &wrt)?;
     device.synchronize()
+}
+
+/// The gradient of ResNet-18 of width 16 on one batch of CIFAR-10 records (a label, then 32 x 32 pixels of each colour), as
+/// the checkpoint of a network that has it for weights.
+fn gradient(checkpoint: &[u8], records: &[u8], device: &Device) -> Result<Vec<u8>> {
+    let mut layout = Layout::default();
+    let net = ResNet18::new(&mut layout, 16, [32, 3], 10)?;
+    let mut params = layout.init(device, Rng::new(0))?;
+    checkpoint::from_bytes(&mut params, checkpoint)?;
+    params.set_precision(shapes::precision()?)?;
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for r in records.chunks_exact(3073) {
+        labels.push(u32::from(r[0]));
+        pixels.extend((0..1024).flat_map(|p| [0, 1024, 2048].map(|colour| r[1 + colour + p])));
+    }
+    let n = labels.len();
+    let pixels = Tensor::new(device, [n, 32, 32, 3], &pixels)?;
+    let order = Tensor::new(device, [n], &(0..n as u32).collect::<Vec<_>>())?;
+    let labels = Buf::from_host(device, &labels)?;
+    let view = ops::View::plain(device, &cifar::CIFAR10.mean, &cifar::CIFAR10.std)?.stored_as(params.precision().dtype());
+    let clock = Rc::new(Clock::new(device)?);
+    let x = ops::gather_images(&pixels, &order, &clock, n, &view)?;
+    let cx = Ctx::new(Mode::Train, Rng::new(0), &clock, &params);
+    let grads = ops::cross_entropy(&net.forward(&x, &cx)?.logits, &labels)?.backward(&params)?;
+    let mut of: std::collections::HashMap<_, _> = grads.params().collect();
+    let names: Vec<String> = params.slots().iter().map(|s| s.name.clone()).collect();
+    params.load(|slot| {
+        let i = names.iter().position(|n| *n == slot.name);
+        i.and_then(|i| of.remove(&i)).map_or(Ok(vec![0.0; slot.shape.len()]), |g| g.to_vec())
+    })?;
+    checkpoint::to_bytes(&params)
 }
 
 /// Median seconds of a training step on one batch, the gather of its images included.
