@@ -39,6 +39,7 @@ pub fn all() {
     critics(&devices);
     chains(&s.device);
     sums_of_convolutions(&s.device);
+    whole_steps(&devices);
 }
 
 /// The kernels that measure a device compute what they say: three turns of v/2 + 1 from t + i, and three products of ones.
@@ -78,6 +79,25 @@ fn sums_of_convolutions(d: &Device) {
                 "channel {j} of {k}: mean off by {m:e}, variance by {v:e}"
             );
         }
+    }
+}
+
+/// Convolutions in bf16 whose channels are whole steps of the tiles, over more steps than a tile keeps, with each of the
+/// wide tiles: such filters are copied in another way.
+fn whole_steps(devices: &[Device; 2]) {
+    for (n, side, c, r, k) in [(2, 7, 64, 3, 64), (2, 81, 256, 1, 64), (1, 81, 256, 1, 136)] {
+        let run = |d: &Device| {
+            let tensor = |dims: [usize; 4], lane| {
+                let values = noise(dims.iter().product(), lane);
+                ops::cast(&Tensor::new(d, dims, &values).unwrap(), Dtype::Bf16).unwrap()
+            };
+            let (x, w) = (tensor([n, side, side, c], 1), tensor([k, r, r, c], 2));
+            let y = ops::conv2d(&x, &w, None, Conv { stride: 1, pad: r / 2 }).unwrap();
+            f64s(&ops::cast(&y, Dtype::F32).unwrap().to_vec::<f32>().unwrap())
+        };
+        // Sums of some hundred products, each rounded to bf16 once.
+        let tolerance = |v: f64| v.abs() * 2f64.powi(-7) + 1e-3;
+        assert_close(&format!("{c} to {k} channels"), &run(&devices[1]), &run(&devices[0]), tolerance);
     }
 }
 
