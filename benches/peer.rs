@@ -147,7 +147,8 @@ fn gradient(checkpoint: &[u8], records: &[u8], device: &Device) -> Result<Vec<u8
     let pixels = Tensor::new(device, [n, 32, 32, 3], &pixels)?;
     let order = Tensor::new(device, [n], &(0..n as u32).collect::<Vec<_>>())?;
     let labels = Tensor::new(device, [n], &labels)?;
-    let view = ops::View::plain(device, &cifar::CIFAR10.mean, &cifar::CIFAR10.std)?.stored_as(params.precision().dtype());
+    let view =
+        ops::View::plain(device, &cifar::CIFAR10.mean, &cifar::CIFAR10.std)?.stored_as(params.precision().dtype());
     let clock = Rc::new(Clock::new(device)?);
     let x = ops::gather_images(&pixels, &order, &clock, n, &view)?;
     let cx = Ctx::new(Mode::Train, Rng::new(0), &clock, &params);
