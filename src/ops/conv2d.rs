@@ -622,6 +622,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_the_kernels_in_bf16_cannot_do_is_refused_everywhere() {
+        let t = |s: [usize; 4]| Tensor::zeros(&Device::Cpu, s, Dtype::Bf16).unwrap();
+        for (x, w, says) in [
+            ([1, 16, 1, 1], [1, 16, 1, 1], "15 x 15"),
+            ([1, 1, 1, 2049], [1, 1, 1, 2049], "not 2049"),
+            ([1, 1, 1, 8], [2050, 1, 1, 8], "not 2050"),
+        ] {
+            let e = conv2d(&t(x), &t(w), None, Conv::default()).unwrap_err().to_string();
+            assert!(e.contains(says) && e.contains("use f32"), "{e}");
+        }
+        assert!(conv2d(&t([1, 1, 1, 2056]), &t([1, 1, 1, 2056]), None, Conv::default()).is_ok());
+    }
+
     /// They stand for tensor cores, which form plain sums.
     #[test]
     fn rounded_runs_keep_the_plain_sums() {
