@@ -1,10 +1,10 @@
 """How far the gradient of a training step is from the exact one, here and in PyTorch, in f32 and in bf16.
 
-    python benches/precision.py --records data_batch_1.bin CHECKPOINT...      (ResNet-18 of width 16 on CIFAR-10)
+    python benches/precision.py --records data_batch_1.bin fresh=CHECKPOINT trained=CHECKPOINT ...
 
-For the first 256 records of a CIFAR-10 binary file and every checkpoint (`dalcore train` writes model.safetensors; with
-train.epochs=0 it is the fresh network). Exact is PyTorch in float64. `error` is |g - exact| / |exact| over all parameters;
-`share` is g . exact / |exact|^2, 1 for an error without a direction. Needs torch, safetensors, numpy, and cargo or PEER,
+ResNet-18 of width 16: for the first 256 records of a CIFAR-10 binary file and every named checkpoint (`dalcore train` writes
+model.safetensors; with train.epochs=0 it is the fresh network). Exact is PyTorch in float64. `error` is |g - exact| / |exact|
+over all parameters; `share` is g . exact / |exact|^2, 1 for an error without a direction. Needs torch, safetensors, numpy, and cargo or PEER,
 the path of the compiled `peer` benchmark. Writes benches/results/precision.md."""
 import argparse, os, pathlib, subprocess, tempfile
 
@@ -19,8 +19,14 @@ p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDes
 p.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
 p.add_argument("--records", required=True)
 args = p.parse_args()
+for c in args.checkpoints:
+    if "=" not in c:
+        p.error(f"NAME=CHECKPOINT is wanted, not {c}")
 N = 256
-records = np.fromfile(args.records, np.uint8, N * 3073).reshape(N, 3073)
+records = np.fromfile(args.records, np.uint8, N * 3073)
+if len(records) < N * 3073:
+    p.error(f"{args.records} holds fewer than {N} records")
+records = records.reshape(N, 3073)
 peer = peer_binary()
 
 
