@@ -4,8 +4,8 @@
 
 ResNet-18 of width 16: for the first 256 records of a CIFAR-10 binary file and every named checkpoint (`dalcore train` writes
 model.safetensors; with train.epochs=0 it is the fresh network). Exact is PyTorch in float64. `error` is |g - exact| / |exact|
-over all parameters; `share` is g . exact / |exact|^2, 1 for an error without a direction. Needs torch, safetensors, numpy, and cargo or PEER,
-the path of the compiled `peer` benchmark. Writes benches/results/precision.md."""
+over all parameters; `share` is g . exact / |exact|^2, 1 for an error without a direction. Needs torch, safetensors,
+numpy, and cargo or PEER, the path of the compiled `peer` benchmark. Writes benches/results/precision.md."""
 import argparse, os, pathlib, subprocess, tempfile
 
 import numpy as np
