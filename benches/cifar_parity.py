@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from torch_resnet import MEAN, STD, ResNet
+from torch_resnet import MEAN, STD, network
 
 
 p = argparse.ArgumentParser()
@@ -92,16 +92,13 @@ def shuffle(seed, epoch, n):
     return order
 
 
-def network(weights, dtype, nudge=None, rounded=False):
-    net = ResNet(rounded)
-    missing, unknown = net.load_state_dict(weights, strict=False)
-    assert not unknown and all(m.endswith("num_batches_tracked") for m in missing), (missing, unknown)
-    if nudge is not None:
-        g = torch.Generator().manual_seed(nudge)
-        with torch.no_grad():
-            for w in net.parameters():
-                w.mul_(1 + (torch.randint(0, 2, w.shape, generator=g) * 2 - 1) * 2.0**-24)
-    return net.to(dtype).to(memory_format=torch.channels_last)
+def nudged(net, seed):
+    """The network with every weight moved by half a unit in the last place, up or down."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for w in net.parameters():
+            w.mul_(1 + (torch.randint(0, 2, w.shape, generator=g) * 2 - 1) * 2.0**-24)
+    return net
 
 
 def view(pixels, ids, dtype):
@@ -152,7 +149,8 @@ exact = getattr(torch, args.truth)
 truth = train(network(weights, exact), exact, batches[:n])
 rounding = np.zeros(n)
 for nudge in [1, 2, 3, 4] if args.truth == "float32" and not ROUNDED else [None, 1, 2, 3, 4]:
-    losses = train(network(weights, torch.float32, nudge, ROUNDED), torch.float32, batches[:n])
+    net = network(weights, torch.float32, ROUNDED)
+    losses = train(net if nudge is None else nudged(net, nudge), torch.float32, batches[:n])
     rounding = np.maximum(rounding, np.abs(losses - truth))
 allowed = np.maximum(FLOOR, FACTOR * np.maximum.accumulate(rounding))
 off = np.abs(ours[:n] - truth)
@@ -169,7 +167,7 @@ ends = set(np.cumsum([c["steps"] for c in curve]) - 1)
 
 def curve_of(rounded):
     """Losses of all steps in PyTorch, and right answers after every epoch."""
-    net, tests = network(weights, torch.float32, rounded=rounded), []
+    net, tests = network(weights, torch.float32, rounded), []
     return train(net, torch.float32, batches, lambda i: tests.append(correct(net)) if i in ends else None), tests
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench_binary import peer_binary
-from torch_resnet import MEAN, STD, ResNet
+from torch_resnet import MEAN, STD, network
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
@@ -31,9 +31,7 @@ peer = peer_binary()
 
 
 def torch_gradient(weights, dtype, rounded=False):
-    net = ResNet(rounded)
-    net.load_state_dict(weights, strict=False)
-    net = net.to(dtype).to(memory_format=torch.channels_last).train()
+    net = network(weights, dtype, rounded).train()
     mean, std = (torch.tensor(v, dtype=dtype).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     x = (torch.from_numpy(records[:, 1:].reshape(N, 3, 32, 32).copy()).to(dtype) / 255 - mean) / std
     y = torch.from_numpy(records[:, 0].astype(np.int64))

@@ -41,3 +41,11 @@ class ResNet(torch.nn.Module):
             x = torch.relu(self.bn1(self.conv1(x)))
             x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.nn.functional.avg_pool2d(x.to(self.fc.weight.dtype), 4).flatten(1))
+
+
+def network(weights, dtype, rounded=False):
+    """The network with these weights, channels last."""
+    net = ResNet(rounded)
+    missing, unknown = net.load_state_dict(weights, strict=False)
+    assert not unknown and all(m.endswith("num_batches_tracked") for m in missing), (missing, unknown)
+    return net.to(dtype).to(memory_format=torch.channels_last)
