@@ -1,21 +1,29 @@
-//! Eight floats in a register, for code that names its arithmetic instead of leaving it to the vectoriser: given 24
-//! columns it would fill one and a half of AVX-512's registers and shuffle.
+//! Floats in a register, eight or sixteen, for code that names its arithmetic instead of leaving it to the vectoriser:
+//! given 24 columns it would fill one and a half of AVX-512's registers and shuffle.
 
 use super::simd::{BASE_FMA, mul_add};
 
 /// Floats of one register of 256 bits.
 pub const LANES: usize = 8;
 
-/// A register of [`LANES`] floats.
+/// A register.
 pub trait Lane: Copy {
-    /// From memory.
-    fn load(x: &[f32; LANES]) -> Self;
-    /// The same number eight times.
+    /// Its floats.
+    const N: usize;
+    /// A register of half as many where `N` is more than [`LANES`].
+    type Half: Lane;
+    /// The first `N` floats.
+    fn load(x: &[f32]) -> Self;
+    /// The same number everywhere.
     fn splat(x: f32) -> Self;
     /// self · b + c
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// To memory.
-    fn store(self, to: &mut [f32; LANES]);
+    /// To the first `N` floats.
+    fn store(self, to: &mut [f32]);
+}
+
+/// A register of [`LANES`] floats.
+pub trait Eight: Lane {
     /// Bit l is set where lane l is not zero; a NaN is not zero.
     fn nonzero(self) -> u32;
     /// Lane j of register i becomes lane i of register j.
@@ -27,9 +35,13 @@ pub trait Lane: Copy {
 pub struct Plain([f32; LANES]);
 
 impl Lane for Plain {
+    const N: usize = LANES;
+    type Half = Plain;
     #[inline(always)]
-    fn load(x: &[f32; LANES]) -> Plain {
-        Plain(*x)
+    fn load(x: &[f32]) -> Plain {
+        let mut eight = [0.0; LANES];
+        eight.copy_from_slice(&x[..LANES]);
+        Plain(eight)
     }
     #[inline(always)]
     fn splat(x: f32) -> Plain {
@@ -43,9 +55,12 @@ impl Lane for Plain {
         c
     }
     #[inline(always)]
-    fn store(self, to: &mut [f32; LANES]) {
-        *to = self.0;
+    fn store(self, to: &mut [f32]) {
+        to[..LANES].copy_from_slice(&self.0);
     }
+}
+
+impl Eight for Plain {
     #[inline(always)]
     fn nonzero(self) -> u32 {
         self.0.iter().enumerate().fold(0, |m, (l, v)| m | u32::from(*v != 0.0) << l)
@@ -59,6 +74,33 @@ impl Lane for Plain {
             }
         }
         columns
+    }
+}
+
+/// Two registers as one, where the processor has none of that size.
+#[derive(Clone, Copy)]
+pub struct Pair<V>(V, V);
+
+impl<V: Lane> Lane for Pair<V> {
+    const N: usize = 2 * V::N;
+    type Half = V;
+    #[inline(always)]
+    fn load(x: &[f32]) -> Pair<V> {
+        Pair(V::load(x), V::load(&x[V::N..]))
+    }
+    #[inline(always)]
+    fn splat(x: f32) -> Pair<V> {
+        let v = V::splat(x);
+        Pair(v, v)
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Pair<V>, c: Pair<V>) -> Pair<V> {
+        Pair(self.0.mul_add(b.0, c.0), self.1.mul_add(b.1, c.1))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        self.0.store(to);
+        self.1.store(&mut to[V::N..]);
     }
 }
 
@@ -77,12 +119,12 @@ pub fn prefetch(x: &[f32], at: usize) {
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86 {
-    //! Processors with AVX2 and FMA.
-    use super::{LANES, Lane};
+    //! Processors with AVX2 and FMA, and with AVX-512.
+    use super::{Eight, LANES, Lane};
     use std::arch::x86_64::{
-        __m256, _CMP_NEQ_UQ, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps,
+        __m256, __m512, _CMP_NEQ_UQ, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_movemask_ps,
         _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
-        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
     /// One AVX register. Only functions made by `lanes!`, which enable AVX2 and FMA, make values of it.
@@ -90,9 +132,12 @@ pub mod x86 {
     pub struct Avx(__m256);
 
     impl Lane for Avx {
+        const N: usize = LANES;
+        type Half = Avx;
         #[inline(always)]
-        fn load(x: &[f32; LANES]) -> Avx {
-            // SAFETY: reads eight floats of an array of eight; AVX is on, see above.
+        fn load(x: &[f32]) -> Avx {
+            let x = &x[..LANES];
+            // SAFETY: reads the eight floats of a slice of eight; AVX is on, see above.
             Avx(unsafe { _mm256_loadu_ps(x.as_ptr()) })
         }
         #[inline(always)]
@@ -106,10 +151,14 @@ pub mod x86 {
             Avx(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
         }
         #[inline(always)]
-        fn store(self, to: &mut [f32; LANES]) {
-            // SAFETY: writes eight floats of an array of eight; AVX is on, see above.
+        fn store(self, to: &mut [f32]) {
+            let to = &mut to[..LANES];
+            // SAFETY: writes the eight floats of a slice of eight; AVX is on, see above.
             unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
         }
+    }
+
+    impl Eight for Avx {
         #[inline(always)]
         fn nonzero(self) -> u32 {
             // SAFETY: AVX is on, see above.
@@ -139,42 +188,85 @@ pub mod x86 {
             }
         }
     }
+
+    /// One AVX-512 register. Only functions made by `lanes!`, which enable AVX-512 F, make values of it.
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    impl Lane for Avx512 {
+        const N: usize = 2 * LANES;
+        type Half = Avx;
+        #[inline(always)]
+        fn load(x: &[f32]) -> Avx512 {
+            let x = &x[..Self::N];
+            // SAFETY: reads the sixteen floats of a slice of sixteen; AVX-512 is on, see above.
+            Avx512(unsafe { _mm512_loadu_ps(x.as_ptr()) })
+        }
+        #[inline(always)]
+        fn splat(x: f32) -> Avx512 {
+            // SAFETY: AVX-512 is on, see above.
+            Avx512(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        fn mul_add(self, b: Avx512, c: Avx512) -> Avx512 {
+            // SAFETY: AVX-512 is on, see above.
+            Avx512(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32]) {
+            let to = &mut to[..Self::N];
+            // SAFETY: writes the sixteen floats of a slice of sixteen; AVX-512 is on, see above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+    }
 }
 
-/// The eight floats at `i`.
+/// The floats at `i`.
 #[inline(always)]
 pub fn load<V: Lane>(x: &[f32], i: usize) -> V {
-    let mut eight = [0.0; LANES];
-    eight.copy_from_slice(&x[i..i + LANES]);
-    V::load(&eight)
+    V::load(&x[i..i + V::N])
 }
 
-/// The eight floats of `to` at `i`.
+/// The floats of `to` at `i`.
 #[inline(always)]
 pub fn store<V: Lane>(v: V, to: &mut [f32], i: usize) {
-    let mut eight = [0.0; LANES];
-    v.store(&mut eight);
-    to[i..i + LANES].copy_from_slice(&eight);
+    v.store(&mut to[i..i + V::N]);
 }
 
-/// Defines a function that runs `$body`, generic over its [`Lane`] first, with the best one of this processor.
-/// AVX-512 is the same arithmetic with twice the registers. Closures do not inherit the instruction set of the
-/// function they end up in: bodies are plain loops.
+/// Defines a function that runs `$body`, generic over its [`Lane`] first, with the best one of this processor: of eight
+/// floats; of sixteen after `sixteen`; of as many as it has after `widest`. AVX-512 is the same arithmetic with twice
+/// the registers, which are twice as wide. Closures do not inherit the instruction set of the function they end up in:
+/// bodies are plain loops.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! lanes {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$(const $G:ident: $GT:ty),*>)? ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:ident;) => {
+    (sixteen: $($f:tt)*) => {
+        $crate::lanes! {
+            @ $crate::device::lane::Pair<$crate::device::lane::Plain>,
+            $crate::device::lane::Pair<$crate::device::lane::x86::Avx>,
+            $crate::device::lane::x86::Avx512;
+            $($f)*
+        }
+    };
+    (widest: $($f:tt)*) => {
+        $crate::lanes! {
+            @ $crate::device::lane::Plain, $crate::device::lane::x86::Avx, $crate::device::lane::x86::Avx512;
+            $($f)*
+        }
+    };
+    (@ $plain:ty, $avx2:ty, $avx512:ty;
+     $(#[$doc:meta])* $vis:vis fn $name:ident $(<$(const $G:ident: $GT:ty),*>)? ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:ident;) => {
         $(#[$doc])*
         $vis fn $name $(<$(const $G: $GT),*>)? ($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2 $(<$(const $G: $GT),*>)? ($($arg: $ty),*) $(-> $ret)? {
-                $body::<$crate::device::lane::x86::Avx $($(, $G)*)?>($($arg),*)
+                $body::<$avx2 $($(, $G)*)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
             fn avx512 $(<$(const $G: $GT),*>)? ($($arg: $ty),*) $(-> $ret)? {
-                $body::<$crate::device::lane::x86::Avx $($(, $G)*)?>($($arg),*)
+                $body::<$avx512 $($(, $G)*)?>($($arg),*)
             }
             match $crate::device::simd::level() {
                 // SAFETY: `level` returns these only after the processor reported the features.
@@ -183,8 +275,14 @@ macro_rules! lanes {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::device::simd::Level::Avx2 => unsafe { avx2 $(::<$($G),*>)? ($($arg),*) },
-                _ => $body::<$crate::device::lane::Plain $($(, $G)*)?>($($arg),*),
+                _ => $body::<$plain $($(, $G)*)?>($($arg),*),
             }
+        }
+    };
+    ($($f:tt)*) => {
+        $crate::lanes! {
+            @ $crate::device::lane::Plain, $crate::device::lane::x86::Avx, $crate::device::lane::x86::Avx;
+            $($f)*
         }
     };
 }

@@ -12,12 +12,12 @@
 
 use rayon::prelude::*;
 
-use super::lane::{LANES, Lane, load, store};
+use super::lane::{Eight, LANES, Lane, load, store};
 use super::simd::{Level, level};
 use super::{sparse, winograd};
 use crate::{lanes, simd};
 
-/// B cut into column panels of 8, 16 or 24 columns. Packed panels are (depth, width) contiguous and padded with
+/// B cut into column panels of 8, 16, 24 or 32 columns. Packed panels are (depth, width) contiguous and padded with
 /// zeros; a matrix that is used only once is better read where it is, except for a last panel that it does not fill.
 pub struct Panels<'a> {
     data: Vec<f32>,
@@ -27,18 +27,44 @@ pub struct Panels<'a> {
     plan: Vec<(usize, usize)>,
     depth: usize,
     cols: usize,
+    registers: Registers,
 }
 
-/// Panel widths for `cols` columns. Pairs of registers are the best shape; three where a pair would leave one.
-pub(super) fn plan(cols: usize) -> Vec<(usize, usize)> {
+/// What register tiles are cut for. No sum depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Registers {
+    /// Sixteen registers of eight floats.
+    Sixteen,
+    /// Thirty-two of sixteen.
+    ThirtyTwo,
+}
+
+impl Registers {
+    /// For this processor.
+    pub(super) fn here() -> Registers {
+        if level() == Level::Avx512 { Registers::ThirtyTwo } else { Registers::Sixteen }
+    }
+}
+
+/// Most registers of 8 lanes in a panel.
+pub(super) const MOST: usize = 4;
+
+/// Panel widths for `cols` columns. Of sixteen registers pairs are the best shape, three where a pair would leave one;
+/// of thirty-two that are twice as wide two of those, also where the last columns of a cut panel leave one half empty.
+pub(super) fn plan(cols: usize, registers: Registers) -> Vec<(usize, usize)> {
     let mut left = cols.div_ceil(LANES);
     let mut at = 0;
     let mut plan = Vec::new();
     while left > 0 {
-        let nv = if left == 1 || left == 3 { left } else { 2 };
+        let nv = match (left, registers) {
+            (3, Registers::ThirtyTwo) if !cols.is_multiple_of(LANES) => left + 1,
+            (1 | 3, _) => left,
+            (4.., Registers::ThirtyTwo) => 4,
+            _ => 2,
+        };
         plan.push((at, nv));
         at += nv * LANES;
-        left -= nv;
+        left = left.saturating_sub(nv);
     }
     plan
 }
@@ -49,6 +75,7 @@ fn pack(panel: &mut [f32], nv: usize, b: &[f32], cols: usize, at: usize) {
         (1, true) => copy::<LANES>(panel, b, cols, at),
         (2, true) => copy::<{ 2 * LANES }>(panel, b, cols, at),
         (3, true) => copy::<{ 3 * LANES }>(panel, b, cols, at),
+        (4, true) => copy::<{ 4 * LANES }>(panel, b, cols, at),
         _ => {
             let valid = cols - at;
             for (to, from) in panel.chunks_exact_mut(nv * LANES).zip(b.chunks_exact(cols)) {
@@ -67,26 +94,31 @@ fn copy<const W: usize>(panel: &mut [f32], b: &[f32], cols: usize, at: usize) {
 }
 
 impl<'a> Panels<'a> {
-    fn new(depth: usize, cols: usize) -> Panels<'a> {
-        let plan = plan(cols);
+    fn new(depth: usize, cols: usize, registers: Registers) -> Panels<'a> {
+        let plan = plan(cols, registers);
         let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
-        Panels { data: vec![0.0; depth * width], direct: None, plan, depth, cols }
+        Panels { data: vec![0.0; depth * width], direct: None, plan, depth, cols, registers }
     }
 
     /// From B (depth, cols) row-major, read in place as far as its columns fill panels.
     pub fn in_place(b: &'a [f32], depth: usize, cols: usize) -> Panels<'a> {
-        let plan = plan(cols);
+        let registers = Registers::here();
+        let plan = plan(cols, registers);
         let mut data = Vec::new();
         if let Some(&(at, nv)) = plan.last().filter(|p| p.0 + p.1 * LANES > cols) {
             data = vec![0.0; depth * nv * LANES];
             pack(&mut data, nv, b, cols, at);
         }
-        Panels { data, direct: Some(b), plan, depth, cols }
+        Panels { data, direct: Some(b), plan, depth, cols, registers }
     }
 
     /// From B (depth, cols) row-major.
     pub fn from_rows(b: &[f32], depth: usize, cols: usize) -> Panels<'a> {
-        let mut p = Panels::new(depth, cols);
+        Panels::for_registers(b, depth, cols, Registers::here())
+    }
+
+    fn for_registers(b: &[f32], depth: usize, cols: usize, registers: Registers) -> Panels<'a> {
+        let mut p = Panels::new(depth, cols, registers);
         for &(at, nv) in &p.plan {
             pack(&mut p.data[at * depth..(at + nv * LANES) * depth], nv, b, cols, at);
         }
@@ -95,7 +127,7 @@ impl<'a> Panels<'a> {
 
     /// From Bᵀ (cols, depth) row-major.
     pub fn from_cols(b: &[f32], depth: usize, cols: usize) -> Panels<'a> {
-        let mut p = Panels::new(depth, cols);
+        let mut p = Panels::new(depth, cols, Registers::here());
         for &(at, nv) in &p.plan {
             let (w, valid) = (nv * LANES, (cols - at).min(nv * LANES));
             transpose(&mut p.data[at * depth..(at + w) * depth], w, &b[at * depth..(at + valid) * depth], depth);
@@ -126,7 +158,7 @@ impl<'a> Panels<'a> {
     /// y(i, ..) = bias + A(i, ..) B for the rows that start at `bases`. y: rows of `ld` floats.
     pub(super) fn rows(&self, y: &mut [f32], ld: usize, x: &[f32], bases: &[u32], runs: Runs, bias: Option<&[f32]>) {
         for &(at, nv) in &self.plan {
-            let mut start = [0.0; 3 * LANES];
+            let mut start = [0.0; MOST * LANES];
             let valid = (self.cols - at).min(nv * LANES);
             if let Some(b) = bias {
                 start[..valid].copy_from_slice(&b[at..at + valid]);
@@ -134,15 +166,21 @@ impl<'a> Panels<'a> {
             let run_over = self.plan.len() == 1;
             let (b, ldb) = self.panel(at, nv);
             let t = Rows { y: &mut y[at..], ld, valid, run_over, x, bases, runs, b, ldb, start };
-            match nv {
-                1 => rows_panel::<6, 1, 0>(t),
+            // Rows of a tile: what leaves the fewest over and each row a pointer.
+            let (five, eight) = (tile(bases.len()) == 5, bases.len().is_multiple_of(8));
+            match (nv, self.registers) {
+                (1, _) => rows_panel::<6, 1, 0>(t),
                 // The first layer of a network on grey images: runs this short must be unrolled.
-                2 if runs.len == 5 => rows_panel::<6, 2, 5>(t),
-                2 if tile(bases.len()) == 5 => rows_panel::<5, 2, 0>(t),
-                2 => rows_panel::<6, 2, 0>(t),
+                (2, _) if runs.len == 5 => rows_panel_16::<6, 1, 5>(t),
+                (2, Registers::ThirtyTwo) if eight => rows_panel_16::<8, 1, 0>(t),
+                (2, _) if five => rows_panel_16::<5, 1, 0>(t),
+                (2, _) => rows_panel_16::<6, 1, 0>(t),
                 // Twelve sums and three columns leave one of AVX2's sixteen registers: it spills.
-                _ if level() == Level::Avx512 => rows_panel::<4, 3, 0>(t),
-                _ => rows_panel::<3, 3, 0>(t),
+                (3, Registers::Sixteen) => rows_panel::<3, 3, 0>(t),
+                (3, Registers::ThirtyTwo) => rows_panel::<4, 3, 0>(t),
+                _ if eight => rows_panel_16::<8, 2, 0>(t),
+                _ if five => rows_panel_16::<5, 2, 0>(t),
+                _ => rows_panel_16::<6, 2, 0>(t),
             }
         }
     }
@@ -178,7 +216,7 @@ struct Rows<'a> {
     b: &'a [f32],
     ldb: usize,
     /// Where the sums start: the bias, or zeros.
-    start: [f32; 3 * LANES],
+    start: [f32; MOST * LANES],
 }
 
 /// One tile of the *columns* form: acc(i, ..) += Σ_p x[at_p + row0 + i] b(p, ..), acc in rows of NV·8. The first
@@ -201,7 +239,7 @@ struct Cols<'a> {
 fn rows_panel_body<V: Lane, const MR: usize, const NV: usize, const RUN: usize>(t: Rows) {
     let mut first = [V::splat(0.0); NV];
     for j in 0..NV {
-        first[j] = load(&t.start, j * LANES);
+        first[j] = load(&t.start, j * V::N);
     }
     let len = if RUN > 0 { RUN } else { t.runs.len };
     for (tile, group) in t.bases.chunks(MR).enumerate() {
@@ -219,7 +257,7 @@ fn rows_panel_body<V: Lane, const MR: usize, const NV: usize, const RUN: usize>(
             for (k, b) in b.chunks(t.ldb).take(len).enumerate() {
                 let mut columns = [V::splat(0.0); NV];
                 for j in 0..NV {
-                    columns[j] = load(b, j * LANES);
+                    columns[j] = load(b, j * V::N);
                 }
                 for i in 0..MR {
                     let a = V::splat(a[i][k]);
@@ -231,14 +269,14 @@ fn rows_panel_body<V: Lane, const MR: usize, const NV: usize, const RUN: usize>(
         }
         for (i, acc) in acc.iter().enumerate().take(group.len()) {
             let out = &mut t.y[(tile * MR + i) * t.ld..];
-            if t.valid == NV * LANES || (t.run_over && out.len() >= NV * LANES) {
+            if t.valid == NV * V::N || (t.run_over && out.len() >= NV * V::N) {
                 for j in 0..NV {
-                    store(acc[j], out, j * LANES);
+                    store(acc[j], out, j * V::N);
                 }
             } else {
-                let mut row = [0.0; 3 * LANES];
+                let mut row = [0.0; MOST * LANES];
                 for j in 0..NV {
-                    store(acc[j], &mut row, j * LANES);
+                    store(acc[j], &mut row, j * V::N);
                 }
                 out[..t.valid].copy_from_slice(&row[..t.valid]);
             }
@@ -251,7 +289,7 @@ fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
     let mut sum = [[V::splat(0.0); NV]; MR];
     for i in 0..MR {
         for j in 0..NV {
-            sum[i][j] = load(t.acc, (i * NV + j) * LANES);
+            sum[i][j] = load(t.acc, (i * NV + j) * V::N);
         }
     }
     let x = &t.x[t.row0..];
@@ -259,7 +297,7 @@ fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
         let a = &x[*p as usize..][..MR];
         let mut columns = [V::splat(0.0); NV];
         for j in 0..NV {
-            columns[j] = load(b, j * LANES);
+            columns[j] = load(b, j * V::N);
         }
         for i in 0..MR {
             let a = V::splat(a[i]);
@@ -270,7 +308,7 @@ fn cols_tile_body<V: Lane, const MR: usize, const NV: usize>(t: Cols) {
     }
     for i in t.skip..MR {
         for j in 0..NV {
-            store(sum[i][j], t.acc, (i * NV + j) * LANES);
+            store(sum[i][j], t.acc, (i * NV + j) * V::N);
         }
     }
 }
@@ -280,13 +318,21 @@ lanes! {
 }
 
 lanes! {
+    sixteen: fn rows_panel_16<const MR: usize, const NV: usize, const RUN: usize>(t: Rows) = rows_panel_body;
+}
+
+lanes! {
     fn cols_tile<const MR: usize, const NV: usize>(t: Cols) = cols_tile_body;
+}
+
+lanes! {
+    sixteen: fn cols_tile_16<const MR: usize, const NV: usize>(t: Cols) = cols_tile_body;
 }
 
 /// Adds Σ_p x[at_p + off + i] b(p, ..) for i in 0..run to `acc` (run rows of nv·8).
 pub(super) fn cols_run(
     acc: &mut [f32],
-    nv: usize,
+    (nv, registers): (usize, Registers),
     x: &[f32],
     at: &[u32],
     off: usize,
@@ -294,12 +340,13 @@ pub(super) fn cols_run(
     (b, ldb): (&[f32], usize),
 ) {
     let w = nv * LANES;
-    let avx512 = level() == Level::Avx512;
-    let most = match nv {
-        1 | 2 if avx512 && run.is_multiple_of(10) => 10,
-        1 | 2 => 6,
-        _ if avx512 => 4,
-        _ => 3,
+    let most = match (nv, registers) {
+        (2, Registers::ThirtyTwo) if run.is_multiple_of(16) => 16,
+        (2 | 4, Registers::ThirtyTwo) if run.is_multiple_of(8) => 8,
+        (1 | 2, Registers::ThirtyTwo) if run.is_multiple_of(10) => 10,
+        (3, Registers::ThirtyTwo) => 4,
+        (3, Registers::Sixteen) => 3,
+        _ => 6,
     };
     let mr = if run >= 6 { most } else { run.min(most) };
     let mut i = 0;
@@ -307,25 +354,19 @@ pub(super) fn cols_run(
         // The last tile starts early enough to be whole; `skip` keeps what it covers twice from being added twice.
         let from = i.min(run - mr);
         let t = Cols { acc: &mut acc[from * w..(from + mr) * w], skip: i - from, x, at, row0: off + from, b, ldb };
-        match (mr, nv) {
-            (10, 1) => cols_tile::<10, 1>(t),
-            (10, 2) => cols_tile::<10, 2>(t),
-            (6, 1) => cols_tile::<6, 1>(t),
-            (6, 2) => cols_tile::<6, 2>(t),
-            (5, 1) => cols_tile::<5, 1>(t),
-            (5, 2) => cols_tile::<5, 2>(t),
-            (4, 1) => cols_tile::<4, 1>(t),
-            (4, 2) => cols_tile::<4, 2>(t),
-            (4, 3) => cols_tile::<4, 3>(t),
-            (3, 1) => cols_tile::<3, 1>(t),
-            (3, 2) => cols_tile::<3, 2>(t),
-            (3, 3) => cols_tile::<3, 3>(t),
-            (2, 1) => cols_tile::<2, 1>(t),
-            (2, 2) => cols_tile::<2, 2>(t),
-            (2, 3) => cols_tile::<2, 3>(t),
-            (_, 1) => cols_tile::<1, 1>(t),
-            (_, 2) => cols_tile::<1, 2>(t),
-            _ => cols_tile::<1, 3>(t),
+        macro_rules! tile {
+            ($tile:ident, $nv:literal: $($mr:literal)*) => {
+                match mr {
+                    $($mr => $tile::<$mr, $nv>(t),)*
+                    _ => $tile::<1, $nv>(t),
+                }
+            };
+        }
+        match nv {
+            1 => tile!(cols_tile, 1: 10 6 5 4 3 2),
+            2 => tile!(cols_tile_16, 1: 16 10 8 6 5 4 3 2),
+            3 => tile!(cols_tile, 3: 4 3 2),
+            _ => tile!(cols_tile_16, 2: 8 6 5 4 3 2),
         }
         i = from + mr;
     }
@@ -373,7 +414,7 @@ lanes! {
 }
 
 #[inline(always)]
-fn transpose_body<V: Lane>(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) {
+fn transpose_body<V: Eight>(to: &mut [f32], to_ld: usize, from: &[f32], from_ld: usize) {
     let rows = from.len() / from_ld.max(1);
     for k in (0..rows).step_by(LANES) {
         for i in (0..from_ld).step_by(LANES) {
@@ -614,7 +655,8 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
         return winograd::wgrad(dw, dy, x, g);
     }
     let depth = g.r * g.s * g.c;
-    let plan = plan(g.k);
+    let registers = Registers::here();
+    let plan = plan(g.k, registers);
     let width: usize = plan.iter().map(|p| p.1 * LANES).sum();
     let (windows, runs) = (g.windows(), g.runs());
     let short = sparse::Window { runs: runs.count, len: runs.len, stride: runs.stride };
@@ -626,7 +668,7 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
                 return part;
             }
             let mut acc = vec![0.0; depth * width];
-            let mut columns = vec![0.0; g.p * g.q * 3 * LANES];
+            let mut columns = vec![0.0; g.p * g.q * MOST * LANES];
             for (dy, x) in dy.chunks_exact(g.y_len()).zip(x.chunks_exact(g.x_len())) {
                 let x = g.pad(x, &mut scratch);
                 for &(col, nv) in &plan {
@@ -635,7 +677,7 @@ pub fn conv_wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
                     pack(b, nv, dy, g.k, col);
                     let acc = &mut acc[col * depth..(col + w) * depth];
                     for (r, acc) in acc.chunks_exact_mut(runs.len * w).enumerate() {
-                        cols_run(acc, nv, x, &windows, r * runs.stride, runs.len, (b, w));
+                        cols_run(acc, (nv, registers), x, &windows, r * runs.stride, runs.len, (b, w));
                     }
                 }
             }
@@ -745,6 +787,39 @@ mod tests {
             product_tn(&mut y, &transposed(&a, m, k), &b, m, n, k);
             let plain: Vec<f64> = want.iter().enumerate().map(|(i, w)| w - f64::from(bias[i % n])).collect();
             close("tn", &y, &plain, k);
+        }
+    }
+
+    #[test]
+    fn the_sums_do_not_depend_on_the_registers() {
+        let both = [Registers::Sixteen, Registers::ThirtyTwo];
+        for m in [1, 5, 6, 8, 9, 10, 16, 20, 26, 36, 50] {
+            for n in [8, 10, 16, 20, 24, 32, 40, 50, 56, 64] {
+                let k = 37;
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let [y, z] = both.map(|r| {
+                    let mut y = vec![f32::NAN; m * n];
+                    let bases: Vec<u32> = (0..m).map(|i| (i * k) as u32).collect();
+                    Panels::for_registers(&b, k, n, r).rows(&mut y, n, &a, &bases, Runs::one(k), None);
+                    y
+                });
+                assert_eq!(y, z, "rows ({m} {n} {k})");
+                // (k, m)ᵀ (k, n): the same sums.
+                let turned: Vec<f32> = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
+                let at: Vec<u32> = (0..k).map(|p| (p * m) as u32).collect();
+                for r in both {
+                    for (column, nv) in plan(n, r) {
+                        let w = nv * LANES;
+                        let (mut panel, mut acc) = (vec![0.0; k * w], vec![0.0; m * w]);
+                        pack(&mut panel, nv, &b, n, column);
+                        cols_run(&mut acc, (nv, r), &turned, &at, 0, m, (&panel, w));
+                        for (acc, y) in acc.chunks_exact(w).zip(y.chunks_exact(n)) {
+                            let y = &y[column..n.min(column + w)];
+                            assert_eq!(&acc[..y.len()], y, "columns ({m} {n} {k}), {nv} of {r:?}");
+                        }
+                    }
+                }
+            }
         }
     }
 

@@ -95,11 +95,13 @@ pub fn mma_chains(cuda: &Cuda, y: &mut Buf<f32>, turns: usize) -> Result<()> {
 
 mod cpu {
     use super::{Result, best};
-    use crate::device::lane::{LANES, Lane};
+    use crate::device::lane::Lane;
     use crate::lanes;
 
     /// Independent chains: enough to hide the latency of a multiply-add, few enough for the registers.
     const CHAINS: usize = 12;
+    /// Floats of a chain: the widest register there is.
+    const WIDTH: usize = 16;
     const TURNS: usize = 1 << 20;
 
     /// Operations per second of all threads.
@@ -107,22 +109,23 @@ mod cpu {
         let threads = rayon::current_num_threads();
         let seconds = best(|| {
             std::hint::black_box(rayon::broadcast(|_| {
-                let mut sum = [0.0; LANES];
+                let mut sum = [0.0; WIDTH];
                 spin(&mut sum, TURNS, 0.5);
                 sum
             }));
             Ok(())
         })?;
-        Ok((2 * LANES * CHAINS * TURNS * threads) as f64 / seconds)
+        Ok((2 * WIDTH * CHAINS * TURNS * threads) as f64 / seconds)
     }
 
     lanes! {
+        sixteen:
         /// Twelve chains v ← v · a + 1, and the end of the last.
-        fn spin(end: &mut [f32; LANES], turns: usize, a: f32) = spin_body;
+        fn spin(end: &mut [f32; WIDTH], turns: usize, a: f32) = spin_body;
     }
 
     #[inline(always)]
-    fn spin_body<V: Lane>(end: &mut [f32; LANES], turns: usize, a: f32) {
+    fn spin_body<V: Lane>(end: &mut [f32; WIDTH], turns: usize, a: f32) {
         let (a, one) = (V::splat(a), V::splat(1.0));
         let mut v = [one; CHAINS];
         for _ in 0..turns {

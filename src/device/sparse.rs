@@ -5,7 +5,7 @@
 //! Windows are `runs` rows of `len` contiguous floats. All vectors are whole registers long: what they cover beyond
 //! a run is multiplied with zeros of the packed filters, or summed into padding.
 
-use super::lane::{LANES, Lane, load, store};
+use super::lane::{Eight, LANES, Lane, load, store};
 use crate::lanes;
 
 /// One element of dy that is not zero.
@@ -104,7 +104,7 @@ lanes! {
 }
 
 #[inline(always)]
-fn nonzero_body<V: Lane>(masks: &mut [u64], x: &[f32]) -> usize {
+fn nonzero_body<V: Eight>(masks: &mut [u64], x: &[f32]) -> usize {
     let mut found = 0;
     for (mask, x) in masks.iter_mut().zip(x.chunks(64)) {
         let mut m = 0;

@@ -22,7 +22,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::lane::{LANES, Lane, load, prefetch, store};
-use super::microkernel::{Geometry, Panels, Runs, cols_run, plan};
+use super::microkernel::{self, Geometry, MOST, Panels, Runs, cols_run, plan};
 use crate::lanes;
 
 /// How many times the rounding error of the plain sum Winograd's is, see above.
@@ -118,7 +118,7 @@ struct Square<'a, const SIDE: usize> {
 }
 
 impl<const SIDE: usize> Square<'_, SIDE> {
-    /// Eight channels of row i from `at` on. `EDGE`: some column may be outside.
+    /// A register of channels of row i from `at` on. `EDGE`: some column may be outside.
     #[inline(always)]
     fn row<V: Lane, const EDGE: bool>(&self, i: usize, c: usize, at: usize) -> [V; SIDE] {
         let mut row = [V::splat(0.0); SIDE];
@@ -138,13 +138,19 @@ impl<const SIDE: usize> Square<'_, SIDE> {
 }
 
 lanes! {
+    widest:
     /// Bᵀ d B for every channel, the places of the result `step` apart.
     fn input_tile<const EDGE: bool>(v: &mut [f32], step: usize, d: &Square<IN>, c: usize) = input_tile_body;
 }
 
 #[inline(always)]
 fn input_tile_body<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, d: &Square<IN>, c: usize) {
-    for at in (0..c).step_by(LANES) {
+    if c.is_multiple_of(V::N) { input::<V, EDGE>(v, step, d, c) } else { input::<V::Half, EDGE>(v, step, d, c) }
+}
+
+#[inline(always)]
+fn input<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, d: &Square<IN>, c: usize) {
+    for at in (0..c).step_by(V::N) {
         let mut t = [[V::splat(0.0); IN]; IN];
         for i in 0..IN {
             t[i] = into_places(d.row::<V, EDGE>(i, c, at));
@@ -163,13 +169,19 @@ fn input_tile_body<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, d: &Sq
 }
 
 lanes! {
+    widest:
     /// A dy Aᵀ for every channel, as above.
     fn gradient_tile<const EDGE: bool>(v: &mut [f32], step: usize, dy: &Square<OUT>, c: usize) = gradient_tile_body;
 }
 
 #[inline(always)]
 fn gradient_tile_body<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, dy: &Square<OUT>, c: usize) {
-    for at in (0..c).step_by(LANES) {
+    if c.is_multiple_of(V::N) { gradient::<V, EDGE>(v, step, dy, c) } else { gradient::<V::Half, EDGE>(v, step, dy, c) }
+}
+
+#[inline(always)]
+fn gradient<V: Lane, const EDGE: bool>(v: &mut [f32], step: usize, dy: &Square<OUT>, c: usize) {
+    for at in (0..c).step_by(V::N) {
         let mut t = [[V::splat(0.0); IN]; OUT];
         for i in 0..OUT {
             t[i] = spread(dy.row::<V, EDGE>(i, c, at));
@@ -194,13 +206,20 @@ const LINE: usize = 16;
 const OUTSIDE: usize = usize::MAX;
 
 lanes! {
+    widest:
     /// Aᵀ m A + bias for every channel, to the pixels of the image `y` that start at `to`.
     fn output_tile(y: &mut [f32], to: &[usize; OUT * OUT], m: &[f32], step: usize, bias: &[f32]) = output_tile_body;
 }
 
 #[inline(always)]
 fn output_tile_body<V: Lane>(y: &mut [f32], to: &[usize; OUT * OUT], m: &[f32], step: usize, bias: &[f32]) {
-    for at in (0..bias.len()).step_by(LANES) {
+    let whole = bias.len().is_multiple_of(V::N);
+    if whole { output::<V>(y, to, m, step, bias) } else { output::<V::Half>(y, to, m, step, bias) }
+}
+
+#[inline(always)]
+fn output<V: Lane>(y: &mut [f32], to: &[usize; OUT * OUT], m: &[f32], step: usize, bias: &[f32]) {
+    for at in (0..bias.len()).step_by(V::N) {
         let bias: V = load(bias, at);
         let mut t = [[V::splat(0.0); IN]; OUT];
         for j in 0..IN {
@@ -417,7 +436,8 @@ const FILTERS: usize = 32;
 
 /// dw from dy and x. Each place's sum runs over all tiles in order.
 pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
-    let (tiles, plan) = (Tiles::of(g), plan(g.c));
+    let (tiles, registers) = (Tiles::of(g), microkernel::Registers::here());
+    let plan = plan(g.c, registers);
     let total = dy.len() / g.y_len() * tiles.each;
     let (step_v, step_z) = (BLOCK * g.c + APART, BLOCK * g.k + APART);
     let size = PLACES * (step_v + step_z);
@@ -446,13 +466,13 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
             for (block, count) in transformed.chunks_exact(size).zip(&counts) {
                 let (v, z) = block.split_at(PLACES * step_v);
                 let (v, rows) = (&v[place * step_v + column..], sums.len() / (nv * LANES));
-                cols_run(sums, nv, &z[place * step_z..], &bases[..*count], first, rows, (v, g.c));
+                cols_run(sums, (nv, registers), &z[place * step_z..], &bases[..*count], first, rows, (v, g.c));
             }
         };
         if by_filter {
             dw.par_chunks_mut(FILTERS * TAPS * g.c).enumerate().for_each(|(part, dw)| {
                 let rows = dw.len() / (TAPS * g.c);
-                let mut sums = vec![0.0; PLACES * rows * 3 * LANES];
+                let mut sums = vec![0.0; PLACES * rows * MOST * LANES];
                 for &(column, nv) in &plan {
                     let (width, each) = (nv * LANES, rows * nv * LANES);
                     sums.fill(0.0);
