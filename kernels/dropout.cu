@@ -63,9 +63,10 @@ KERNEL VARIANT(dropout_channels_fwd)(
 ) {
     int e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= total) return;
+    float v = to_float(x[e]);                                // also where it is dropped: the warp's sectors are read whole
     uint32_t element = (uint32_t)(e / c / hw) * c + e % c;
     uint32_t r = philox_word(seed_lo, seed_hi, stream, round, clock[0], element);
-    y[e] = from_float<Stored>(r >= drop_below ? to_float(x[e]) * scale : 0.0f);
+    y[e] = from_float<Stored>(r >= drop_below ? v * scale : 0.0f);
 }
 
 // The same with the word of element order[offset + i] * c + channel, at step 0: what an example of the pool loses does
@@ -94,7 +95,8 @@ KERNEL VARIANT(dropout_examples_fwd)(
     uint64_t at = (uint64_t)clock[2] + (uint32_t)(e / c / hw);   // 64 bits: the sum must not wrap round
     bool known = at < (uint64_t)len;
     uint32_t element = (known ? order[at] : 0) * c + e % c;
+    float v = to_float(x[e]);
     uint32_t r = philox_word(seed_lo, seed_hi, stream, round, 0, element);
-    y[e] = from_float<Stored>(!known ? NAN : r >= drop_below ? to_float(x[e]) * scale : 0.0f);
+    y[e] = from_float<Stored>(!known ? NAN : r >= drop_below ? v * scale : 0.0f);
 }
 #endif

@@ -3,6 +3,10 @@
 // 2^31 - 256 elements and windows of at most 16 by 16 (a position in the window is kept in one byte).
 #ifndef Stored
 #include "common.cuh"
+
+// Elements of a block's rows in shared memory; the same number in src/ops/pool.rs.
+#define POOL_TILE 4096
+
 #define SOURCE "pool.cu"
 #include "floats.cuh"
 #else
@@ -92,6 +96,77 @@ KERNEL VARIANT(max_pool2d_bwd)(
         }
     }
     dx[e] = from_float<Stored>(sum);
+}
+
+// max_pool2d_fwd for windows side by side, whose rows of windows are whole rows of x one after the other, through all
+// images: a block reads its part of x in one piece. With few channels a thread's own window would be a few bytes of
+// many sectors.
+//   y, at (rows, ow, c)   x (rows, size, w, c), rows = n oh
+// Launch:  grid rows / per rounded up, block 256; per size w c <= POOL_TILE.
+// Traffic: rows size w c + rows ow c elements and rows ow c bytes.
+// Repeats: bit-identical, and what max_pool2d_fwd gives.   Limits:  see the top.
+KERNEL VARIANT(max_pool2d_side_fwd)(
+    Stored* __restrict__ y,
+    uint8_t* __restrict__ at,
+    const Stored* __restrict__ x,
+    int rows,
+    int per,
+    int w,
+    int c,
+    int ow,
+    int size
+) {
+    SHARED(Stored, tile, [POOL_TILE]);
+    int first = blockIdx.x * per, here = min(per, rows - first);
+    int wide = size * w * c, out = ow * c;         // of a row of windows
+    for (int e = threadIdx.x; e < here * wide; e += 256) tile[e] = x[(size_t)first * wide + e];
+    __syncthreads();
+    for (int e = threadIdx.x; e < here * out; e += 256) {
+        const Stored* window = tile + e / out * wide + e / c % ow * size * c + e % c;
+        float best = -INFINITY;
+        int where = -1;
+        for (int r = 0; r < size; r++) {
+            for (int s = 0; s < size; s++) {
+                float v = to_float(window[(r * w + s) * c]);
+                if (where < 0 || v > best || v != v) {
+                    best = v;
+                    where = r * size + s;
+                }
+            }
+        }
+        y[(size_t)first * out + e] = from_float<Stored>(best);
+        at[(size_t)first * out + e] = (uint8_t)where;
+    }
+}
+
+// max_pool2d_bwd for the same.   dx (rows, size, w, c)   dy, at (rows, ow, c)
+// Launch, repeats, limits: as max_pool2d_side_fwd.
+KERNEL VARIANT(max_pool2d_side_bwd)(
+    Stored* __restrict__ dx,
+    const Stored* __restrict__ dy,
+    const uint8_t* __restrict__ at,
+    int rows,
+    int per,
+    int w,
+    int c,
+    int ow,
+    int size
+) {
+    SHARED(Stored, grads, [POOL_TILE]);
+    SHARED(uint8_t, places, [POOL_TILE]);
+    int first = blockIdx.x * per, here = min(per, rows - first);
+    int wide = size * w * c, out = ow * c;
+    for (int e = threadIdx.x; e < here * out; e += 256) {
+        grads[e] = dy[(size_t)first * out + e];
+        places[e] = at[(size_t)first * out + e];
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < here * wide; e += 256) {
+        int j = e / c % w, i = e / c / w;          // i: row of x among the block's
+        int o = i / size * out + j / size * c + e % c;
+        bool won = j < ow * size && places[o] == i % size * size + j % size;
+        dx[(size_t)first * wide + e] = won ? grads[o] : from_float<Stored>(0.0f);
+    }
 }
 
 // y[n][p][q][c] = mean of the size x size window of x at (p size, q size): windows side by side.

@@ -153,8 +153,9 @@ KERNEL VARIANT(sum_rows_part)(
     int last = min(first + ROWS, m);
     int j0 = blockIdx.y * 256;                     // columns of this block: [j0, j0 + width)
     int width = min(c - j0, 256);
-    int rows = 256 / width, sector = 32 / sizeof(Stored);  // taken in one go, at least 1
-    if (rows > sector) rows -= rows % sector;      // each go begins where a sector does
+    int rows = 256 / width;                        // taken in one go, at least 1
+    int sector = 32 / sizeof(Stored), whole = sector / min(sector, width & -width);  // rows that make whole sectors
+    if (rows > whole) rows -= rows % whole;        // each go begins where a sector does
     int r = threadIdx.x / width;                   // row within the go; threads from rows * width on are idle
     int j = threadIdx.x % width;
     float sum = 0.0f;

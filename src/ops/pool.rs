@@ -90,11 +90,26 @@ impl Geometry {
         self.p * self.q * self.c
     }
 
+    /// Where windows lie side by side and their rows are all rows of the images, a GPU's block takes whole rows of
+    /// windows: all of them, and those of a block. None where too few fit.
+    fn together(&self) -> Option<(Launch, [i32; 2])> {
+        let Pool { size, stride, pad } = self.pool;
+        let (rows, wide, out) = (self.n * self.p, size * self.w * self.c, self.q * self.c);
+        // As many as make whole sectors of every array, down to the bytes, and an output for each thread.
+        let least = (1..=32).find(|rows| (rows * out).is_multiple_of(32) && (rows * wide).is_multiple_of(32))?;
+        let per = least * 256usize.div_ceil((out * least).max(1));
+        let fits = size == stride && pad == 0 && self.h == self.p * size && per * wide <= POOL_TILE;
+        fits.then(|| (Launch::grid(rows.div_ceil(per), 1, 1, 256), [rows as i32, per as i32]))
+    }
+
     /// True for the pooling that has vectorised code.
     fn is_fast(&self, dtype: Dtype) -> bool {
         dtype == Dtype::F32 && self.pool == Pool::square(2) && self.c >= fast::LANES
     }
 }
+
+/// Elements of a block's rows; the same number in kernels/pool.cu.
+const POOL_TILE: usize = 4096;
 
 fn max_pool2d_fwd(x: &Tensor, g: Geometry) -> Result<(Tensor, Buf<u8>)> {
     let op = "max_pool2d";
@@ -112,7 +127,11 @@ fn max_pool2d_fwd(x: &Tensor, g: Geometry) -> Result<(Tensor, Buf<u8>)> {
             let (m, [h, w, c, p, q]) = (y.len(), [g.h, g.w, g.c, g.p, g.q].map(|v| v as i32));
             let [size, stride, pad] = [g.pool.size, g.pool.stride, g.pool.pad].map(|v| v as i32);
             let (l, y, x) = (Launch::elements(m), y.buf_mut::<S>(op)?, x.buf(op)?);
-            launch::max_pool2d_fwd(cuda, l, y, &mut at, x, m as i32, h, w, c, p, q, size, stride, pad)
+            if let Some((l, [rows, per])) = g.together() {
+                launch::max_pool2d_side_fwd(cuda, l, y, &mut at, x, rows, per, w, c, q, size)
+            } else {
+                launch::max_pool2d_fwd(cuda, l, y, &mut at, x, m as i32, h, w, c, p, q, size, stride, pad)
+            }
         })?,
     }
     Ok((y, at))
@@ -133,7 +152,11 @@ fn max_pool2d_bwd(dy: &Tensor, at: &Buf<u8>, g: Geometry) -> Result<Tensor> {
             let (m, [h, w, c, p, q]) = (dx.len(), [g.h, g.w, g.c, g.p, g.q].map(|v| v as i32));
             let [size, stride, pad] = [g.pool.size, g.pool.stride, g.pool.pad].map(|v| v as i32);
             let (l, dx, dy) = (Launch::elements(m), dx.buf_mut::<S>(op)?, dy.buf(op)?);
-            launch::max_pool2d_bwd(cuda, l, dx, dy, at, m as i32, h, w, c, p, q, size, stride, pad)
+            if let Some((l, [rows, per])) = g.together() {
+                launch::max_pool2d_side_bwd(cuda, l, dx, dy, at, rows, per, w, c, q, size)
+            } else {
+                launch::max_pool2d_bwd(cuda, l, dx, dy, at, m as i32, h, w, c, p, q, size, stride, pad)
+            }
         })?,
     }
     Ok(dx)
@@ -449,6 +472,8 @@ pub(super) const CASES: &[Case] = &[
 pub(super) const LARGE: &[Case] = &[
     case!("max_pool2d/128x24x24x10", [128, 24, 24, 10], Pool::square(2), 1, 184320),
     case!("max_pool2d/128x8x8x20", [128, 8, 8, 20], Pool::square(2), 1, 40960),
+    case!("max_pool2d/70x6x5x8", [70, 6, 5, 8], Pool::square(2), 1, 3360),
+    case!("max_pool2d/9x6x7x4/3s3", [9, 6, 7, 4], Pool::square(3), 1, 144),
     case!("max_pool2d/3x33x31x17/3s2p1", [3, 33, 31, 17], OVERLAP, 4, 13872),
     avg_case!("avg_pool2d/64x4x4x128", [64, 4, 4, 128], 4),
     // The whole map, times its area: gradients of a mean would be as small as their tolerance.
