@@ -95,37 +95,37 @@ pub fn mma_chains(cuda: &Cuda, y: &mut Buf<f32>, turns: usize) -> Result<()> {
 
 mod cpu {
     use super::{Result, best};
-    use crate::device::lane::Lane;
+    use crate::device::lane::{LANES, Lane};
     use crate::lanes;
 
     /// Independent chains: enough to hide the latency of a multiply-add, few enough for the registers.
     const CHAINS: usize = 12;
-    /// Floats of a chain: the widest register there is.
-    const WIDTH: usize = 16;
     const TURNS: usize = 1 << 20;
 
     /// Operations per second of all threads.
     pub fn fma_rate() -> Result<f64> {
         let threads = rayon::current_num_threads();
+        let mut width = 0;
         let seconds = best(|| {
-            std::hint::black_box(rayon::broadcast(|_| {
-                let mut sum = [0.0; WIDTH];
-                spin(&mut sum, TURNS, 0.5);
-                sum
+            // Room for the widest register there is.
+            let ran = std::hint::black_box(rayon::broadcast(|_| {
+                let mut sum = [0.0; 2 * LANES];
+                (spin(&mut sum, TURNS, 0.5), sum)
             }));
+            width = ran[0].0;
             Ok(())
         })?;
-        Ok((2 * WIDTH * CHAINS * TURNS * threads) as f64 / seconds)
+        Ok((2 * width * CHAINS * TURNS * threads) as f64 / seconds)
     }
 
     lanes! {
-        sixteen:
-        /// Twelve chains v ← v · a + 1, and the end of the last.
-        fn spin(end: &mut [f32; WIDTH], turns: usize, a: f32) = spin_body;
+        widest:
+        /// Twelve chains v ← v · a + 1, and the end of the last; returns the floats of a chain.
+        fn spin(end: &mut [f32], turns: usize, a: f32) -> usize = spin_body;
     }
 
     #[inline(always)]
-    fn spin_body<V: Lane>(end: &mut [f32; WIDTH], turns: usize, a: f32) {
+    fn spin_body<V: Lane>(end: &mut [f32], turns: usize, a: f32) -> usize {
         let (a, one) = (V::splat(a), V::splat(1.0));
         let mut v = [one; CHAINS];
         for _ in 0..turns {
@@ -140,5 +140,6 @@ mod cpu {
             sum = chain.mul_add(a, sum);
         }
         sum.store(end);
+        V::N
     }
 }

@@ -502,7 +502,7 @@ pub fn wgrad(dw: &mut [f32], dy: &[f32], x: &[f32], g: &Geometry) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lane::Plain;
+    use super::super::lane::{Pair, Plain};
     use super::*;
 
     /// The rows of the matrix of a linear function of N numbers.
@@ -517,6 +517,41 @@ mod tests {
             }
         }
         rows
+    }
+
+    /// The three transforms of tiles of `c` channels, whole and cut at an edge.
+    fn transformed<V: Lane>(c: usize) -> Vec<Vec<f32>> {
+        let x: Vec<f32> = (0..IN * IN * c).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+        let (zeros, step) = (vec![0.0; IN * c], c + 3);
+        let mut results = Vec::new();
+        for corner in [[0, 0], [-1, -1]] {
+            let mut v = vec![f32::NAN; PLACES * step];
+            let d = square(&x, &zeros, [IN, IN, c], corner);
+            match d.at_an_edge() {
+                false => input_tile_body::<V, false>(&mut v, step, &d, c),
+                true => input_tile_body::<V, true>(&mut v, step, &d, c),
+            }
+            let mut z = vec![f32::NAN; PLACES * step];
+            let dy = square(&x[..OUT * OUT * c], &zeros, [OUT, OUT, c], corner);
+            match dy.at_an_edge() {
+                false => gradient_tile_body::<V, false>(&mut z, step, &dy, c),
+                true => gradient_tile_body::<V, true>(&mut z, step, &dy, c),
+            }
+            let mut y = vec![f32::NAN; OUT * OUT * c];
+            let mut to: [usize; OUT * OUT] = std::array::from_fn(|i| i * c);
+            to[3] = OUTSIDE;
+            output_tile_body::<V>(&mut y, &to, &v, step, &x[..c]);
+            results.extend([v, z, y]);
+        }
+        // A gap is NaN, which equals nothing.
+        results.into_iter().map(|r| r.into_iter().map(|v| if v.is_nan() { 1e30 } else { v }).collect()).collect()
+    }
+
+    #[test]
+    fn transforms_do_not_depend_on_the_register() {
+        for c in [8, 16, 24, 32] {
+            assert!(transformed::<Plain>(c) == transformed::<Pair<Plain>>(c), "{c} channels");
+        }
     }
 
     #[test]
