@@ -7,6 +7,18 @@
 // Elements of a block's rows in shared memory; the same number in src/ops/pool.rs.
 #define POOL_TILE 4096
 
+// The maximum of a window and where it was: the first of equal ones, and a NaN wins over everything before it.
+struct Winner {
+    float best = -INFINITY;
+    int where = -1;
+    DEVICE void see(float v, int place) {
+        if (where < 0 || v > best || v != v) {
+            best = v;
+            where = place;
+        }
+    }
+};
+
 #define SOURCE "pool.cu"
 #include "floats.cuh"
 #else
@@ -39,21 +51,16 @@ KERNEL VARIANT(max_pool2d_fwd)(
     int left = pixel % ow * stride - pad;
     int top = pixel / ow % oh * stride - pad;
     const Stored* image = x + (size_t)(pixel / ow / oh) * h * w * c + ch;
-    float best = -INFINITY;
-    int where = -1;
+    Winner winner;
     for (int r = 0; r < size; r++) {
         for (int s = 0; s < size; s++) {
             int i = top + r, j = left + s;
             if (i < 0 || i >= h || j < 0 || j >= w) continue;
-            float v = to_float(image[(size_t)(i * w + j) * c]);
-            if (where < 0 || v > best || v != v) {
-                best = v;
-                where = r * size + s;
-            }
+            winner.see(to_float(image[(size_t)(i * w + j) * c]), r * size + s);
         }
     }
-    y[e] = from_float<Stored>(best);
-    at[e] = (uint8_t)where;
+    y[e] = from_float<Stored>(winner.best);
+    at[e] = (uint8_t)winner.where;
 }
 
 // dx[n][i][j][c] = sum of dy over the windows whose maximum was at (i, j): each input element looks at the windows that
@@ -123,19 +130,12 @@ KERNEL VARIANT(max_pool2d_side_fwd)(
     __syncthreads();
     for (int e = threadIdx.x; e < here * out; e += 256) {
         const Stored* window = tile + e / out * wide + e / c % ow * size * c + e % c;
-        float best = -INFINITY;
-        int where = -1;
+        Winner winner;
         for (int r = 0; r < size; r++) {
-            for (int s = 0; s < size; s++) {
-                float v = to_float(window[(r * w + s) * c]);
-                if (where < 0 || v > best || v != v) {
-                    best = v;
-                    where = r * size + s;
-                }
-            }
+            for (int s = 0; s < size; s++) winner.see(to_float(window[(r * w + s) * c]), r * size + s);
         }
-        y[(size_t)first * out + e] = from_float<Stored>(best);
-        at[(size_t)first * out + e] = (uint8_t)where;
+        y[(size_t)first * out + e] = from_float<Stored>(winner.best);
+        at[(size_t)first * out + e] = (uint8_t)winner.where;
     }
 }
 
